@@ -1,0 +1,279 @@
+"""Settings: parsed once, passed in, never read from a global.
+
+Sources, the later wins: built-in defaults, a TOML file, environment variables ``PE_TRIAGE_…``,
+command-line flags. Every key has its unit in its name or its description. A key that nobody knows
+or a value out of range is one line that names the key.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pe_triage.addresses import AcceptRule, parse_accept_from, parse_destination
+from pe_triage.domain import Destination
+from pe_triage.errors import ConfigurationError, InputError
+
+ENV_PREFIX = "PE_TRIAGE_"
+
+ENV_NOT_SETTINGS = frozenset({"PE_TRIAGE_CONFIG", "PE_TRIAGE_REQUIRE_PEERS"})
+"""Variables of that prefix which are not settings: the file's place, and the test suite's."""
+
+
+def default_data_dir() -> Path:
+    """Platform's user data directory for pe-triage."""
+    return Path(platformdirs.user_data_dir("pe-triage", appauthor=False))
+
+
+class Settings(BaseModel):
+    """Everything a node can be told. Frozen; see `docs/configuration.md`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # --- where the node lives
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="Directory of spool, results and database."
+    )
+    database: str | None = Field(
+        default=None,
+        description="SQLAlchemy URL (sqlite:///… or postgresql://…); default: "
+        "SQLite at pe-triage.sqlite3 inside the data directory.",
+    )
+
+    # --- DICOM application entity
+    aet: str = Field(default="PETRIAGE", description="AE title of this node (PS3.5 VR AE).")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=11112, description="TCP port; 0 takes a free one."
+    )
+    accept_from: tuple[str, ...] = Field(
+        default=(),
+        description="Calling AEs to accept, AET or AET@HOST; empty: all of loopback only.",
+    )
+    insecure: bool = Field(
+        default=False, description="Accept every calling AE from any address without a list."
+    )
+    receivers: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="Receiver processes that share the port."
+    )
+    max_associations: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=64, description="Associations at once, for each receiver process."
+    )
+    network_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="Seconds of silence after which an association is aborted."
+    )
+    min_free_mb: Annotated[int, Field(ge=0)] = Field(
+        default=1024,
+        description="Free space (MiB) in the data directory below which instances are refused "
+        "with A700.",
+    )
+
+    # --- when is a study complete
+    quiet_s: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="Last resort: seconds without a new instance that end a study."
+    )
+    grace_s: Annotated[float, Field(ge=0)] = Field(
+        default=2.0,
+        description="Seconds after the last instance before positive signs may end a study.",
+    )
+    max_wait_s: Annotated[float, Field(gt=0)] = Field(
+        default=3600.0, description="Seconds after the first instance at which a study is closed."
+    )
+    eligibility: dict[str, Any] = Field(
+        default_factory=dict, description="Table of eligibility limits (docs/configuration.md)."
+    )
+
+    # --- analysis
+    model: Path | None = Field(default=None, description="Bundle directory; default: built in.")
+    allow_on_patients: tuple[str, ...] = Field(
+        default=(),
+        description="Names of demonstration bundles that may answer in full on patients' images.",
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=16, description="Slices in one forward pass of stage 1."
+    )
+    threads: Annotated[int, Field(ge=0, le=256)] = Field(
+        default=0, description="CPU threads of a worker; 0: as many as there are cores."
+    )
+    workers: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=1, description="Worker processes of serve; 0 where others work on this database."
+    )
+    key_slices: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=5, description="Key slices at most."
+    )
+    lease_s: Annotated[float, Field(ge=1)] = Field(
+        default=30.0, description="Seconds that a claimed job is held without a heartbeat."
+    )
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=3, description="Attempts at one job before it ends FAILED."
+    )
+
+    # --- delivery
+    send_to: tuple[str, ...] = Field(
+        default=(), description="Destinations AET@HOST:PORT for every result object."
+    )
+    retry_first_s: Annotated[float, Field(gt=0)] = Field(
+        default=5.0, description="Wait before the second delivery attempt."
+    )
+    retry_max_s: Annotated[float, Field(gt=0)] = Field(
+        default=900.0, description="Longest wait between delivery attempts."
+    )
+    retry_give_up_s: Annotated[float, Field(gt=0)] = Field(
+        default=7 * 86400.0, description="Age at which an undelivered object is parked."
+    )
+
+    # --- results
+    institution: str = Field(default="", description="Institution name written on results.")
+
+    # --- operation
+    drain_s: Annotated[float, Field(ge=0)] = Field(
+        default=20.0, description="Seconds given to running associations and jobs on SIGTERM."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severe event that is logged."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="auto: JSON lines when stderr is not a terminal."
+    )
+
+    @field_validator("aet")
+    @classmethod
+    def _check_aet(cls, value: str) -> str:
+        parse_accept_from(value)
+        if "@" in value:
+            raise ValueError("an AE title of 1 to 16 characters without '@'")
+        return value.strip()
+
+    @field_validator("send_to", "accept_from", "allow_on_patients", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("send_to")
+    @classmethod
+    def _check_send_to(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_destination(text)
+        if len(set(value)) != len(value):
+            raise ValueError("a destination is named twice")
+        return value
+
+    @field_validator("accept_from")
+    @classmethod
+    def _check_accept_from(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_accept_from(text)
+        return value
+
+    @property
+    def destinations(self) -> tuple[Destination, ...]:
+        """Parsed `send_to`."""
+        return tuple(parse_destination(text) for text in self.send_to)
+
+    @property
+    def accept_rules(self) -> tuple[AcceptRule, ...]:
+        """Parsed `accept_from`."""
+        return tuple(parse_accept_from(text) for text in self.accept_from)
+
+    @property
+    def database_url(self) -> str:
+        """The URL in force: given, or the embedded SQLite."""
+        return self.database or f"sqlite:///{self.data_dir / 'pe-triage.sqlite3'}"
+
+    @property
+    def embedded_database(self) -> bool:
+        """Whether the database is this node's own SQLite file, migrated by `serve` itself."""
+        return self.database_url.startswith("sqlite")
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where received instances lie."""
+        return self.data_dir / "spool"
+
+    @property
+    def results_dir(self) -> Path:
+        """Where result objects lie."""
+        return self.data_dir / "results"
+
+
+def load_settings(
+    flags: Mapping[str, Any],
+    *,
+    config_file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Merge defaults, TOML file, environment and flags into `Settings`.
+
+    Parameters
+    ----------
+    flags
+        Values from the command line; None and empty tuples mean "not given".
+    config_file
+        TOML file; default: what ``PE_TRIAGE_CONFIG`` names, else none.
+    environ
+        Default: the process environment.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the first key that is unknown, malformed or out of range, and where it stood.
+    """
+    env = os.environ if environ is None else environ
+    path = config_file or (Path(env["PE_TRIAGE_CONFIG"]) if env.get("PE_TRIAGE_CONFIG") else None)
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for key, value in (_read_toml(path) if path else {}).items():
+        merged[key], origin[key] = value, f"{path}: {key}"
+    for variable, value in sorted(env.items()):
+        if not variable.startswith(ENV_PREFIX) or variable in ENV_NOT_SETTINGS:
+            continue
+        key = variable.removeprefix(ENV_PREFIX).lower()
+        if key not in Settings.model_fields:
+            raise ConfigurationError(f"environment variable {variable}: unknown key {key!r}")
+        merged[key], origin[key] = _from_env(key, variable, value), variable
+    for key, value in flags.items():
+        if value is not None and value != ():
+            merged[key], origin[key] = value, f"--{key.replace('_', '-')}"
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        raise ConfigurationError(_one_line(error, origin)) from None
+    except InputError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigurationError(f"configuration file not found: {path}") from None
+    except OSError as error:
+        raise ConfigurationError(f"cannot read configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"configuration {path} is not TOML: {error}") from None
+
+
+def _from_env(key: str, variable: str, value: str) -> Any:
+    if key == "eligibility":
+        raise ConfigurationError(f"{variable}: {key} is a table; set it in a configuration file")
+    return value
+
+
+def _one_line(error: ValidationError, origin: Mapping[str, str]) -> str:
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else "settings"
+    where = origin.get(key, key)
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message} (got {first['input']!r})"

@@ -1,0 +1,111 @@
+"""One exception tree. Attributes carry the facts; two branches drive retry.
+
+`RetryableError` says that the same work may succeed later (a peer is down, a file system is full);
+`PermanentError` says that repeating it cannot help. `InputError` is what a person gave us: the
+command line turns it into one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+
+class PeTriageError(Exception):
+    """Base of every error that this package raises on purpose.
+
+    Parameters
+    ----------
+    message
+        One line that names what is wrong, in words for the person who must act on it. It must not
+        carry patient identity: messages reach logs.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RetryableError(PeTriageError):
+    """The same work may succeed later."""
+
+
+class PermanentError(PeTriageError):
+    """Repeating the same work cannot succeed."""
+
+
+class InputError(PermanentError):
+    """Wrong usage, configuration or input; exit code 2."""
+
+
+class ConfigurationError(InputError):
+    """A setting is unknown, malformed or out of range; the message names its key."""
+
+
+class StudyNotFoundError(InputError):
+    """No study of that UID is known to this node."""
+
+    def __init__(self, study_uid: str) -> None:
+        super().__init__(f"unknown study: {study_uid}")
+        self.study_uid = study_uid
+
+
+class BundleError(InputError):
+    """A model bundle is missing, malformed, or not the one its card describes."""
+
+
+class SchemaError(InputError):
+    """The database is empty, outdated or newer than this program."""
+
+
+class InvalidInstanceError(PermanentError):
+    """A received or read object is not a usable DICOM instance.
+
+    Parameters
+    ----------
+    message
+        What is wrong.
+    status
+        The DIMSE status that a C-STORE SCP answers (PS3.4 Annex B.2.3): ``0xA900`` data set does
+        not match SOP class, ``0xC000`` cannot understand.
+    """
+
+    def __init__(self, message: str, *, status: int = 0xC000) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ImagingError(PermanentError):
+    """A series cannot be turned into a volume; the message is the reason shown to people."""
+
+
+class SpoolError(RetryableError):
+    """An instance could not be made durable; the SCP answers A700 (out of resources)."""
+
+
+class DeliveryError(PeTriageError):
+    """A destination did not take an object.
+
+    Parameters
+    ----------
+    message
+        What happened.
+    status
+        DIMSE status of the response where one came, else None.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RetryableDeliveryError(DeliveryError, RetryableError):
+    """Try again later: no connection, a time-out, or a status such as A7xx."""
+
+
+class PermanentDeliveryError(DeliveryError, PermanentError):
+    """The destination refused the object for good; the delivery is parked where people see it."""
+
+
+class LeaseLostError(PermanentError):
+    """Another worker owns the job now: this one's result must be thrown away (fencing)."""
