@@ -1,0 +1,60 @@
+"""``pe-triage bundle``: what a model bundle is, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from pe_triage.domain import INTENDED_USE_WORDS
+from pe_triage.model.card import BundleCard, read_card
+
+
+@click.group()
+def bundle() -> None:
+    """Inspect and verify model bundles."""
+
+
+@bundle.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def verify(path: Path) -> None:
+    """Load the bundle at PATH: hash, card, every tensor's name, shape and values."""
+    from pe_triage.model.bundle import load_bundle
+
+    card = load_bundle(path).card
+    click.echo(f"{card.name} {card.version} is sound (model {card.sha256})")
+
+
+@bundle.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Print the card of the bundle at PATH; its weights are not read."""
+    card = read_card(path)
+    if as_json:
+        document = {**card.to_json(), "sha256": card.sha256}
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    for key, value in _lines(card):
+        click.echo(f"{key:<14} {value}")
+
+
+def _lines(card: BundleCard) -> list[tuple[str, str]]:
+    spec = card.spec
+    windows = ", ".join(f"{level:g}/{width:g}" for level, width in spec.windows)
+    raised = {k: v for k, v in card.thresholds.items() if v != 0.5}
+    thresholds = ", ".join(f"{k} {v:.4g}" for k, v in raised.items())
+    metrics = ", ".join(f"{k} {v}" for k, v in card.metrics.items())
+    return [
+        ("name", f"{card.name} {card.version}"),
+        ("intended use", f"{card.intended_use.value} ({INTENDED_USE_WORDS[card.intended_use]})"),
+        ("training data", card.training_data),
+        ("network", f"{spec.name}: {spec.backbone}, {spec.sequence}, {spec.pooling} pooling"),
+        ("input", f"{spec.size} x {spec.size}, windows (level/width HU) {windows}"),
+        ("thresholds", f"{thresholds}; others 0.5" if thresholds else "0.5 for every label"),
+        ("calibrated", "yes" if card.calibrated else "no: read probabilities as scores"),
+        ("metrics", metrics or "none"),
+        ("model sha256", card.sha256),
+        ("weights sha256", card.weights_sha256),
+    ]

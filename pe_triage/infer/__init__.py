@@ -1,0 +1,1 @@
+"""From a volume to a prediction, and from a prediction to where in the slices it comes from."""

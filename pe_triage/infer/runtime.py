@@ -1,0 +1,125 @@
+"""Stage 1 behind a port: images in, embeddings or last feature maps out.
+
+Axes: ``z`` or ``n`` images, ``c`` channels, ``h w`` rows and columns, ``d`` features. Arrays are
+NumPy's, so that a runtime without torch (ONNX Runtime, OpenVINO) can stand behind the same port.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pe_triage.errors import ConfigurationError
+from pe_triage.model.modules import SliceEncoder
+
+
+class SliceRuntime(Protocol):
+    """Runs the slice encoder.
+
+    Attributes
+    ----------
+    batch_size
+        How many images it likes to get at once; it takes any number.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """Preferred number of images in one call."""
+        ...
+
+    def embed(self, images_zchw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return embeddings (z, d): exactly the means of `maps` over the grid."""
+        ...
+
+    def maps(self, images_nchw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the last feature maps (n, d, h, w)."""
+        ...
+
+
+def choose_device(device: str) -> torch.device:
+    """Resolve ``auto`` (CUDA where there is one), or check that the named device is here.
+
+    Raises
+    ------
+    ConfigurationError
+        An unknown device, or one that this machine lacks.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigurationError(f"device: {device!r} is not one of auto, cpu, cuda") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"device: {device!r} is not one of auto, cpu, cuda")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"device: {device!r} is not available on this machine")
+    return chosen
+
+
+class TorchRuntime:
+    """Eager PyTorch, float32, in inference mode.
+
+    Parameters
+    ----------
+    encoder
+        In evaluation mode, already on `device`; its memory layout is changed to channels last,
+        which is 1.7 times as fast on CPUs.
+    device
+        Where it runs.
+    batch_size
+        Images at once; on a CPU more than 16 only costs memory.
+    threads
+        Threads of torch in this whole process; None leaves what is set.
+    """
+
+    def __init__(
+        self,
+        encoder: SliceEncoder,
+        device: torch.device,
+        *,
+        batch_size: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if batch_size is None:
+            batch_size = 16 if device.type == "cpu" else 64
+        if batch_size < 1:
+            raise ConfigurationError("batch_size: must be 1 or more")
+        if threads is not None:
+            if threads < 1:
+                raise ConfigurationError("threads: must be 1 or more")
+            torch.set_num_threads(threads)
+        self._encoder = encoder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._device = device
+        self._batch_size = batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Preferred number of images in one call."""
+        return self._batch_size
+
+    @torch.inference_mode()
+    def embed(self, images_zchw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return embeddings (z, d), computed in batches of `batch_size`."""
+        parts = [self._encoder(batch).cpu() for batch in self._batches(images_zchw)]
+        out: NDArray[np.float32] = torch.cat(parts).numpy()
+        return out
+
+    @torch.inference_mode()
+    def maps(self, images_nchw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the last feature maps (n, d, h, w), computed in batches of `batch_size`."""
+        parts = [
+            self._encoder.maps(batch).cpu().contiguous() for batch in self._batches(images_nchw)
+        ]
+        out: NDArray[np.float32] = torch.cat(parts).numpy()
+        return out
+
+    def _batches(self, images: NDArray[np.float32]) -> list[torch.Tensor]:
+        whole = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
+        return [
+            part.to(device=self._device, memory_format=torch.channels_last)
+            for part in torch.split(whole, self._batch_size)
+        ]

@@ -1,0 +1,187 @@
+"""The bundle that stands in until a trained one is given: random weights that say so.
+
+Its weights are the same on every machine and in every process. Each is drawn by a counter-based
+generator keyed with its name, from uniform numbers alone (no library's normal distribution). Batch
+normalisation gets the statistics of a forward pass over made-up images, computed in float64 and
+then rounded to seven bits of mantissa, so that neither threads nor a library's order of summation
+can show. With those statistics activations neither die nor explode: answers differ between slices
+and heatmaps have shape. They mean nothing all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pe_triage.domain import IntendedUse
+from pe_triage.errors import BundleError
+from pe_triage.model.bundle import save_bundle, verify_weights
+from pe_triage.model.card import BundleCard, read_card
+from pe_triage.model.decisions import THRESHOLD_KEYS
+from pe_triage.model.network import ExamNetwork
+from pe_triage.model.spec import ATTENTION_BILSTM, ModelSpec
+
+UNTRAINED_VERSION: Final = "1"
+SEED: Final = 20_260_101
+_CALIBRATION_SIZE: Final = 128
+_EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
+"""Written as the time of making: the content is the same whenever it is made."""
+
+
+def materialize_untrained(directory: Path, spec: ModelSpec = ATTENTION_BILSTM) -> Path:
+    """Make sure that the built-in untrained bundle lies under `directory`; return its path.
+
+    Written whole or not at all, so any number of processes may call it at once. A bundle that is
+    already there is kept if it is sound and written anew if it is not.
+
+    Raises
+    ------
+    BundleError
+        The directory cannot be written.
+    """
+    path = directory / f"untrained-{spec.name}-{UNTRAINED_VERSION}"
+    if _is_sound(path, spec):
+        return path
+    network = untrained_network(spec)
+    card = BundleCard(
+        name=f"untrained-{spec.name}",
+        version=UNTRAINED_VERSION,
+        spec=spec,
+        thresholds=dict.fromkeys(THRESHOLD_KEYS, 0.5),
+        intended_use=IntendedUse.UNTRAINED,
+        training_data="none: seeded random weights",
+        weights_sha256="0" * 64,
+    )
+    state = network.state_dict()
+    try:
+        save_bundle(path, state, card, created_at=_EPOCH)
+    except BundleError:
+        if _is_sound(path, spec):  # another process was first
+            return path
+        if not path.is_dir():
+            raise
+        save_bundle(path, state, card, created_at=_EPOCH, replace_existing=True)
+    return path
+
+
+def _is_sound(path: Path, spec: ModelSpec) -> bool:
+    with suppress(BundleError):
+        card = read_card(path)
+        verify_weights(path, card)
+        return card.spec == spec and card.intended_use is IntendedUse.UNTRAINED
+    return False
+
+
+def untrained_network(spec: ModelSpec = ATTENTION_BILSTM, seed: int = SEED) -> ExamNetwork:
+    """Build a network with sane random weights that depend on `spec` and `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        network = ExamNetwork(spec).eval().requires_grad_(False)
+    for name, module in network.named_modules():
+        _initialise(module, name, seed)
+    network.double()
+    embeddings = _settle_batch_norms(network, _calibration_images(spec, seed))
+    _settle_heads(network, embeddings)
+    return network.float().eval()
+
+
+def _uniform(shape: tuple[int, ...], bound: float, name: str, seed: int) -> torch.Tensor:
+    key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16])
+    generator = np.random.Generator(np.random.Philox(key=key))
+    values = (generator.random(shape, dtype=np.float64) * 2 - 1) * bound
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _initialise(module: nn.Module, name: str, seed: int) -> None:
+    """Draw this module's own parameters: uniform, He's variance for convolutions."""
+    is_weighted = isinstance(module, nn.Conv2d | nn.Linear | nn.LSTM)
+    for key, parameter in module.named_parameters(recurse=False):
+        if is_weighted and parameter.dim() > 1:
+            fan_in = parameter[0].numel()
+            gain = 6.0 if isinstance(module, nn.Conv2d) else 3.0
+            bound = (gain / fan_in) ** 0.5
+            parameter.copy_(_uniform(tuple(parameter.shape), bound, f"{name}.{key}", seed))
+        elif is_weighted:
+            parameter.zero_()
+
+
+def _calibration_images(spec: ModelSpec, seed: int) -> torch.Tensor:
+    """Gradients, blobs and noise in [0, 1]: (n, c, size, size) float64."""
+    n, c, size = 8, len(spec.windows), min(spec.size, _CALIBRATION_SIZE)
+    y, x = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
+    draws = _uniform((n, c, 4), 1.0, "calibration images", seed).double().numpy()
+    noise = _uniform((n, c, size, size), 0.15, "calibration noise", seed).double().numpy()
+
+    def image(a: NDArray[np.float64]) -> NDArray[np.float64]:
+        ramp = 0.5 + 0.25 * (a[0] * y + a[1] * x)
+        inside = (y - 0.6 * a[2]) ** 2 + (x - 0.6 * a[3]) ** 2 < 0.3
+        blob: NDArray[np.float64] = np.where(inside, 0.35 * np.sign(a[0]), 0.0)
+        return ramp + blob
+
+    images = np.stack([[image(draws[i, j]) for j in range(c)] for i in range(n)])
+    return torch.from_numpy(np.clip(images + noise, 0, 1))
+
+
+def _settle_batch_norms(network: ExamNetwork, images_nchw: torch.Tensor) -> torch.Tensor:
+    """Give every batch normalisation the statistics of what reaches it, in order of passage."""
+
+    def settle(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(module, nn.BatchNorm2d)
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        x = inputs[0]
+        module.running_mean.copy_(_round(x.mean(dim=(0, 2, 3))))
+        module.running_var.copy_(_round(x.var(dim=(0, 2, 3), unbiased=False).clamp(min=1e-3)))
+
+    hooks = [
+        module.register_forward_pre_hook(settle)
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    try:
+        with torch.no_grad():
+            embeddings: torch.Tensor = network.encoder(images_nchw)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return embeddings
+
+
+def _settle_heads(network: ExamNetwork, feat_nd: torch.Tensor) -> None:
+    """Scale and centre what reads the embeddings, so that they spread rather than saturate.
+
+    Pooling leaves embeddings whose mean is far larger than their spread between slices. Weights
+    are divided by that spread, and biases take the mean away.
+    """
+    mean_d = _round(feat_nd.mean(dim=0))
+    gain = 1.0 / float(_round(feat_nd.std(dim=0).mean()).clamp(min=1e-3))
+    for head in (network.slice_heads.image, network.slice_heads.exam):
+        head.weight.mul_(gain)
+        head.bias.copy_(_round(-(head.weight @ mean_d)))
+    if network.stage2 is None:
+        return
+    lstm = network.stage2.sequence.lstm
+    for key in ("l0", "l0_reverse"):
+        weight, bias = getattr(lstm, f"weight_ih_{key}"), getattr(lstm, f"bias_ih_{key}")
+        weight.mul_(gain)
+        bias.copy_(_round(-(weight @ mean_d)))
+
+
+def _round(values: torch.Tensor) -> torch.Tensor:
+    """Keep eight significant bits: far coarser than any rounding error, fine enough to serve."""
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp(torch.round(mantissa * 256) / 256, exponent)
+
+
+def remove_stale(directory: Path) -> None:
+    """Remove what crashed writers left beside the bundles under `directory`."""
+    for scratch in directory.glob(".untrained-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
