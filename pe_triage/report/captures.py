@@ -1,0 +1,137 @@
+"""Secondary Captures (PS3.3 A.8.1): the summary, and one heatmap for each key slice.
+
+RGB, 8 bit, single frame, uncompressed, so that every viewer shows them. No Frame of Reference and
+no geometry, or viewers would stack them with the CT. No patient identity is drawn into pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from pe_triage.domain import CtVolume, ResultKind, ResultObject, TriageResult
+from pe_triage.report.concepts import SOURCE_IMAGE_FOR_PROCESSING
+from pe_triage.report.headers import apply_headers, text_of
+from pe_triage.report.heatmap_picture import heatmap_picture
+from pe_triage.report.part10 import code_item, encode, local_time, set_equipment, set_times
+from pe_triage.report.settings import ReportSettings
+from pe_triage.report.study import StudyContext
+from pe_triage.report.summary_picture import SourcePlace, summary_picture
+from pe_triage.report.uids import derive_uid
+from pe_triage.report.wording import series_description
+
+
+def build_captures(
+    *,
+    result: TriageResult,
+    study: StudyContext,
+    volume: CtVolume | None,
+    headers: Mapping[str, Dataset],
+    source: Dataset,
+    now: datetime,
+    settings: ReportSettings,
+) -> list[ResultObject]:
+    """Build the summary and then the heatmaps, in the order of the key slices.
+
+    `volume` is needed where the result has key slices; each of these must have its header.
+    """
+    when = local_time(now, source)
+    software = f"{settings.model_name} {settings.software_version}"
+    places = {uid: _place(ds) for uid, ds in headers.items()}
+    keys = [headers[key.sop_instance_uid] for key in result.key_slices]
+    summary = _capture(
+        summary_picture(
+            result=result, volume=volume, places=places, run=study.run, when=when,
+            software=software,
+        ),
+        result=result, study=study, source=source, settings=settings, when=when,
+        images=keys, role="summary", offset=1, number=1,
+        derivation="Summary of the triage result drawn as a picture",
+    )  # fmt: skip
+    captures = [encode(summary, ResultKind.SUMMARY, "summary")]
+    for index, key_header in enumerate(keys):
+        assert volume is not None  # build_results has checked
+        label = f"heatmap-{index + 1:02d}"
+        picture = heatmap_picture(
+            result=result, index=index, volume=volume,
+            place=places[result.key_slices[index].sop_instance_uid],
+            run=study.run, when=when, software=software,
+        )  # fmt: skip
+        heatmap = _capture(
+            picture, result=result, study=study, source=source, settings=settings, when=when,
+            images=[key_header], role=label, offset=2, number=index + 1,
+            derivation="Key slice with gradient-weighted class activation laid over",
+        )  # fmt: skip
+        captures.append(encode(heatmap, ResultKind.HEATMAP, label))
+    return captures
+
+
+def _capture(
+    picture: Image.Image,
+    *,
+    result: TriageResult,
+    study: StudyContext,
+    source: Dataset,
+    settings: ReportSettings,
+    when: datetime,
+    images: Sequence[Dataset],
+    role: str,
+    offset: int,
+    number: int,
+    derivation: str,
+) -> Dataset:
+    kind = "heatmaps" if role.startswith("heatmap") else role
+    sha256 = result.model.sha256 if result.model else None
+    ds = Dataset()
+    apply_headers(source, ds)
+    ds.SOPClassUID = SecondaryCaptureImageStorage
+    ds.SOPInstanceUID = derive_uid(study.manifest_digest, sha256, study.run, role)
+    ds.SeriesInstanceUID = derive_uid(study.manifest_digest, sha256, study.run, f"series/{kind}")
+    ds.Modality = "OT"
+    ds.SeriesNumber = settings.series_number + offset
+    ds.SeriesDescription = series_description(result, kind)
+    ds.InstanceNumber = number
+    ds.BodyPartExamined = "CHEST"
+    ds.PatientOrientation = ""
+    ds.ImageType = ["DERIVED", "SECONDARY"]
+    ds.ConversionType = "WSD"
+    ds.DerivationDescription = derivation
+    ds.BurnedInAnnotation = settings.burned_in_annotation
+    ds.LossyImageCompression = "00"
+    if str(source.get("QualityControlImage", "")) == "YES":
+        # A picture of a phantom is a phantom's picture.
+        ds.QualityControlImage = "YES"
+    if images:
+        ds.SourceImageSequence = [_source_item(image) for image in images]
+    set_times(ds, when)
+    set_equipment(ds, result.model, settings)
+    rgb = picture.convert("RGB")
+    ds.SamplesPerPixel = 3
+    ds.PhotometricInterpretation = "RGB"
+    ds.PlanarConfiguration = 0
+    ds.Rows, ds.Columns = rgb.height, rgb.width
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit = 7
+    ds.PixelRepresentation = 0
+    pixels = rgb.tobytes()
+    ds.PixelData = pixels + b"\x00" * (len(pixels) % 2)
+    ds["PixelData"].VR = "OB"
+    return ds
+
+
+def _source_item(image: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = str(image.SOPClassUID)
+    item.ReferencedSOPInstanceUID = str(image.SOPInstanceUID)
+    item.PurposeOfReferenceCodeSequence = [code_item(SOURCE_IMAGE_FOR_PROCESSING)]
+    return item
+
+
+def _place(ds: Dataset) -> SourcePlace:
+    return SourcePlace(
+        series_number=text_of(ds, "SeriesNumber"), instance_number=text_of(ds, "InstanceNumber")
+    )

@@ -1,0 +1,152 @@
+"""Which patient and study attributes a result object takes from its source images.
+
+Copied exactly, so that the archive files the object beside them (PS3.3 C.7.1.1 Patient, C.7.2.1
+General Study, C.7.2.2 Patient Study); everything else of the source stays behind, series and SOP
+UIDs and all acquisition and pixel attributes first of all. Text is decoded by the source's own
+Specific Character Set and written as UTF-8 (ISO_IR 192), so one object never mixes two.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from pydicom import config
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
+from pydicom.valuerep import PersonName
+
+from pe_triage.errors import PermanentError
+
+CHARACTER_SET = "ISO_IR 192"
+
+REQUIRED: tuple[str, ...] = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+"""Type 1 and 2: written empty where the source has none."""
+
+OPTIONAL: tuple[str, ...] = (
+    "IssuerOfPatientID",
+    "IssuerOfPatientIDQualifiersSequence",
+    "TypeOfPatientID",
+    "OtherPatientIDsSequence",
+    "OtherPatientNames",
+    "PatientBirthTime",
+    "QualityControlSubject",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "AdmissionID",
+    "IssuerOfAdmissionIDSequence",
+    "StudyDescription",
+    "IssuerOfAccessionNumberSequence",
+    "ReferringPhysicianIdentificationSequence",
+    "ProcedureCodeSequence",
+    "TimezoneOffsetFromUTC",
+)
+"""Copied where the source has them and not added where it does not."""
+
+COPIED: tuple[str, ...] = REQUIRED + OPTIONAL
+
+_TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "SH", "ST", "TM",
+                       "UC", "UI", "UR", "UT"})  # fmt: skip
+
+
+def text_of(ds: Dataset, keyword: str) -> str:
+    """Return the text of an attribute, decoded and without surrounding space; empty if absent."""
+    element = _decoded(ds, keyword)
+    if element is None or element.value is None:
+        return ""
+    return str(element.value).strip()
+
+
+def apply_headers(source: Dataset, target: Dataset) -> None:
+    """Make `target` carry the patient and study of `source`, in UTF-8.
+
+    Whatever `target` had in these attributes is replaced; those that the source lacks are removed
+    (or emptied, where the standard wants them present).
+
+    Raises
+    ------
+    PermanentError
+        If the patient's identifier cannot be decoded by the source's character set: an object
+        under a mangled identifier could be filed under somebody else.
+    """
+    for keyword in COPIED:
+        if keyword in target:
+            del target[keyword]
+        element = _decoded(source, keyword)
+        if element is not None:
+            target.add(_rewritten(element))
+        elif keyword in REQUIRED:
+            target.add(_element(keyword, dictionary_VR(keyword), None))
+    for keyword in ("PatientID", "IssuerOfPatientID"):
+        if "\N{REPLACEMENT CHARACTER}" in str(target.get(keyword) or ""):
+            raise PermanentError(f"{keyword} cannot be decoded by the image's character set")
+    target.SpecificCharacterSet = CHARACTER_SET
+
+
+def _decoded(ds: Dataset, keyword: str) -> DataElement | None:
+    """Return an element with its text decoded, or None; a doubtful value is no reason to stop."""
+    tag = tag_for_keyword(keyword)
+    if tag is None or tag not in ds:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        element: DataElement = ds[tag]
+    return element
+
+
+def _element(keyword_or_tag: Any, vr: str, value: Any) -> DataElement:
+    """Make an element without judging its value: the source's word is copied exactly."""
+    return DataElement(keyword_or_tag, vr, value, validation_mode=config.IGNORE)
+
+
+def _rewritten(element: DataElement) -> DataElement:
+    """Return a copy whose text no longer remembers the source's encoding."""
+    if element.VR == "SQ":
+        return _element(element.tag, "SQ", Sequence(_rewrite_items(element.value or ())))
+    return _element(element.tag, element.VR, _rewrite_value(element.value, element.VR))
+
+
+def _rewrite_items(items: Iterable[Dataset]) -> Iterable[Dataset]:
+    for item in items:
+        copy = Dataset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            elements = [e for e in item if e.keyword != "SpecificCharacterSet"]
+        for element in elements:
+            if not element.tag.is_private:
+                copy.add(_rewritten(element))
+        yield copy
+
+
+def _rewrite_value(value: Any, vr: str) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, MultiValue | list | tuple):
+        return [_rewrite_value(v, vr) for v in value]
+    if isinstance(value, PersonName):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return str(value)
+    if vr in _TEXT_VRS:
+        # A DS or IS read from a file keeps its original string.
+        return str(getattr(value, "original_string", value))
+    return value

@@ -1,0 +1,189 @@
+"""Reads a result back from its structured report, in the words of the `show` document.
+
+An importer for others too: it goes by codes alone, so a report that other software has rewritten
+(other text, other order of groups) still reads the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.sr.coding import Code
+
+from pe_triage.domain import EXAM_LABELS, Outcome
+from pe_triage.errors import InputError
+from pe_triage.report import concepts as c
+
+_LABEL_OF_CODE = {concept.code.value: label for label, concept in c.LABEL_CONCEPTS.items()}
+_DECISION_OF_CODE = {code.value: decision for decision, code in c.PRESENCE_CODES.items()}
+_MEASUREMENTS = Code("126010", "DCM", "Imaging Measurements")
+_REGION_TYPES = ("SCOORD",)
+
+
+def read_sr(path: Path | str) -> dict[str, Any]:
+    """Return what a report of this program says.
+
+    Returns
+    -------
+    dict
+        The keys of the `show` document that a report can know: ``study_uid``, ``state``,
+        ``outcome``, ``reason``, ``priority``, ``series_uid``, ``instances``, ``run``, ``exam``,
+        ``pe_probability``, ``findings``, ``slices`` (the key slices, foot to head, each with
+        ``point`` (column, row) besides), ``model``, ``results`` (the report itself); and
+        ``notice``, ``thresholds``, ``predecessors``. Numbers equal those written bit for bit.
+
+    Raises
+    ------
+    InputError
+        If the file is not DICOM, or not a report of this program.
+    """
+    path = Path(path)
+    try:
+        ds = pydicom.dcmread(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (InvalidDicomError, EOFError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not a DICOM file") from error
+    groups = _groups(ds)
+    exam = groups.get(c.EXAM.value, [])
+    if not exam:
+        raise InputError(f"{path} is not a structured report of pe-triage")
+    try:
+        return _document(ds, groups, exam[0], path)
+    except (KeyError, ValueError, AttributeError, IndexError, StopIteration) as error:
+        raise InputError(f"{path}: the report is incomplete") from error
+
+
+def _document(
+    ds: Dataset, groups: dict[str, list[Dataset]], exam: Dataset, path: Path
+) -> dict[str, Any]:
+    parameters = _parameters(exam)
+    outcome = Outcome(_code(exam, c.OUTCOME))
+    priority = _code(exam, c.PRIORITY_ASSIGNED)
+    labels = {
+        label: group[0] for code, group in groups.items() if (label := _LABEL_OF_CODE.get(code))
+    }
+    slices = [_slice(group) for group in groups.get(c.KEY_SLICE.value, [])]
+    order = {uid: index for index, uid in enumerate(_evidence(ds))}
+    slices.sort(key=lambda s: order.get(s["sop_instance_uid"], len(order)))
+    not_evaluated = outcome is Outcome.NOT_EVALUATED
+    return {
+        "study_uid": str(ds.StudyInstanceUID),
+        "state": "NOT_EVALUATED" if not_evaluated else "DONE",
+        "outcome": outcome.value,
+        "reason": _text(exam, c.REASON),
+        "priority": None if priority == c.PRIORITY_CODES[None].value else priority,
+        "series_uid": parameters.get("series_uid"),
+        "instances": int(parameters["instances"]),
+        "run": int(parameters["run"]),
+        "exam": {label: _number(labels[label], c.SCORE) for label in EXAM_LABELS}
+        if labels
+        else None,
+        "pe_probability": _number(exam, c.SCORE) if labels else None,
+        "findings": {label: _decision(labels[label]) for label in EXAM_LABELS} if labels else None,
+        "slices": slices,
+        "model": _model(exam, parameters),
+        "results": [
+            {
+                "kind": "SR",
+                "sop_class_uid": str(ds.SOPClassUID),
+                "sop_instance_uid": str(ds.SOPInstanceUID),
+                "path": str(path.absolute()),
+                "deliveries": [],
+            }
+        ],
+        "notice": _text(exam, c.NOTICE),
+        "thresholds": {
+            key.removeprefix("threshold "): float(value)
+            for key, value in parameters.items()
+            if key.startswith("threshold ")
+        },
+        "predecessors": _predecessors(ds),
+    }
+
+
+def _groups(ds: Dataset) -> dict[str, list[Dataset]]:
+    """Return the measurement groups by the private code of what they assess."""
+    found: dict[str, list[Dataset]] = {}
+    for container in _named(ds, _MEASUREMENTS):
+        for group in container.get("ContentSequence") or ():
+            for item in _named(group, c.LABEL):
+                code = item.ConceptCodeSequence[0]
+                if code.CodingSchemeDesignator == c.SCHEME:
+                    found.setdefault(code.CodeValue, []).append(group)
+    return found
+
+
+def _named(parent: Dataset, name: Code) -> Iterator[Dataset]:
+    for item in parent.get("ContentSequence") or ():
+        for concept in item.get("ConceptNameCodeSequence") or ():
+            same = (concept.get("CodeValue"), concept.get("CodingSchemeDesignator"))
+            if same == (name.value, name.scheme_designator):
+                yield item
+
+
+def _code(group: Dataset, name: Code) -> str:
+    return str(next(_named(group, name)).ConceptCodeSequence[0].CodeValue)
+
+
+def _text(group: Dataset, name: Code) -> str | None:
+    return next((str(item.TextValue) for item in _named(group, name)), None)
+
+
+def _number(group: Dataset, name: Code) -> float:
+    value = next(_named(group, name)).MeasuredValueSequence[0]
+    return float(value.get("FloatingPointValue", value.NumericValue))
+
+
+def _decision(group: Dataset) -> str:
+    return _DECISION_OF_CODE[_code(group, c.PRESENCE)].value
+
+
+def _parameters(group: Dataset) -> dict[str, str]:
+    lines = (str(item.TextValue) for item in _named(group, c.ALGORITHM_PARAMETERS))
+    return {key: value for key, found, value in (line.partition("=") for line in lines) if found}
+
+
+def _model(group: Dataset, parameters: dict[str, str]) -> dict[str, str] | None:
+    if "weights_sha256" not in parameters:
+        return None
+    return {
+        "name": _text(group, c.ALGORITHM_NAME) or "",
+        "version": _text(group, c.ALGORITHM_VERSION) or "",
+        "sha256": parameters["weights_sha256"],
+        "intended_use": parameters["intended_use"],
+    }
+
+
+def _slice(group: Dataset) -> dict[str, Any]:
+    region = next(i for i in group.ContentSequence if i.ValueType in _REGION_TYPES)
+    image = next(i for i in region.ContentSequence if i.ValueType == "IMAGE")
+    return {
+        "sop_instance_uid": str(image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID),
+        "probability": _number(group, c.SCORE),
+        "attention": _number(group, c.ATTENTION),
+        "point": [float(v) for v in region.GraphicData],
+    }
+
+
+def _evidence(ds: Dataset) -> list[str]:
+    return [
+        str(instance.ReferencedSOPInstanceUID)
+        for study in ds.get("CurrentRequestedProcedureEvidenceSequence") or ()
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    ]
+
+
+def _predecessors(ds: Dataset) -> list[str]:
+    return [
+        str(instance.ReferencedSOPInstanceUID)
+        for study in ds.get("PredecessorDocumentsSequence") or ()
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    ]

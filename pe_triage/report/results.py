@@ -1,0 +1,101 @@
+"""All objects of one run, built in one go, in the order in which they should be sent.
+
+The report goes first: it is small and carries the coded priority, so urgency is known while the
+pictures are still on the wire. Then the summary, then the heatmaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from pydicom.dataset import Dataset
+
+from pe_triage.domain import CtVolume, Outcome, ResultSet, TriageResult
+from pe_triage.errors import PermanentError
+from pe_triage.report.captures import build_captures
+from pe_triage.report.settings import ReportSettings
+from pe_triage.report.sr import build_sr
+from pe_triage.report.study import StudyContext, check_belongs, choose_source
+from pe_triage.report.wording import series_description
+
+
+def build_results(
+    *,
+    result: TriageResult,
+    study: StudyContext,
+    volume: CtVolume | None,
+    headers: Mapping[str, Dataset],
+    predecessors: Sequence[Dataset] = (),
+    now: datetime,
+    settings: ReportSettings | None = None,
+) -> ResultSet:
+    """Build and encode every object of a run; same inputs, same bytes.
+
+    Parameters
+    ----------
+    volume
+        The analysed volume; may be None where the result has no key slices.
+    headers
+        Header-only data sets of the study by SOP Instance UID: at least one, and each key slice.
+    predecessors
+        Structured reports of this study's earlier runs.
+    now
+        Aware; written as the objects' time (in the source's time zone where it names one). Pass
+        the run's own time, not the clock's, where a repeated job shall make the same bytes.
+
+    Raises
+    ------
+    PermanentError
+        If a header or predecessor is of another study or patient, a key slice lacks its header
+        or volume, or the result contradicts itself.
+    """
+    settings = settings or ReportSettings()
+    _check(result, volume, headers)
+    for header in headers.values():
+        check_belongs(header, study, "image")
+    for predecessor in predecessors:
+        check_belongs(predecessor, study, "earlier report")
+    source = choose_source(headers, result)
+    report = build_sr(
+        result=result,
+        study=study,
+        volume=volume,
+        headers=headers,
+        source=source,
+        predecessors=predecessors,
+        now=now,
+        settings=settings,
+        series_description=series_description(result, "triage SR"),
+    )
+    captures = build_captures(
+        result=result,
+        study=study,
+        volume=volume,
+        headers=headers,
+        source=source,
+        now=now,
+        settings=settings,
+    )
+    return ResultSet(study_uid=study.study_uid, run=study.run, objects=(report, *captures))
+
+
+def _check(result: TriageResult, volume: CtVolume | None, headers: Mapping[str, Dataset]) -> None:
+    """Refuse a result that could not be written truthfully."""
+    positive = result.outcome is Outcome.POSITIVE
+    if positive != (result.priority is not None):
+        raise PermanentError(f"outcome {result.outcome} with priority {result.priority}")
+    if result.outcome in (Outcome.POSITIVE, Outcome.NEGATIVE) and result.prediction is None:
+        raise PermanentError(f"outcome {result.outcome} without a prediction")
+    if result.outcome is Outcome.NOT_EVALUATED and (result.prediction or not result.reason):
+        raise PermanentError("NOT_EVALUATED must have a reason and no prediction")
+    if not result.key_slices:
+        return
+    if result.prediction is None or volume is None:
+        raise PermanentError("key slices without prediction or volume")
+    for key in result.key_slices:
+        if key.sop_instance_uid not in headers:
+            raise PermanentError(f"no header for key slice {key.sop_instance_uid}")
+        at = volume.sop_instance_uids[key.z] if key.z < len(volume.sop_instance_uids) else None
+        if at != key.sop_instance_uid:
+            raise PermanentError(f"key slice {key.sop_instance_uid} is not slice {key.z}")

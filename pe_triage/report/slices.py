@@ -1,0 +1,79 @@
+"""Slices as pictures: PE window, heatmap overlay, true proportions, orientation marks."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from pe_triage.domain import CtVolume, KeySlice
+from pe_triage.report.colormaps import heat_colors
+
+PE_WINDOW = (100.0, 700.0)
+"""Level and width in HU (models.md's PE window)."""
+
+CONTOUR = 0.5
+"""The overlay's outline encloses what reaches this share of the map's maximum."""
+
+_FAINTEST = 0.15
+_STRONGEST_ALPHA = 0.55
+
+
+def windowed(hu_yx: NDArray[np.integer], window: tuple[float, float] = PE_WINDOW) -> Image.Image:
+    """Return a slice as an 8-bit grey picture, black below and white above the window."""
+    level, width = window
+    low = level - width / 2
+    grey = np.clip((hu_yx.astype(np.float32) - low) / width, 0.0, 1.0)
+    return Image.fromarray(np.rint(grey * 255).astype(np.uint8))
+
+
+def display_size(volume: CtVolume, limit: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest (width, height) within `limit` whose pixels are square in millimetres."""
+    rows, columns = volume.hu_zyx.shape[1:]
+    width_mm, height_mm = columns * volume.spacing_mm[2], rows * volume.spacing_mm[1]
+    scale = min(limit[0] / width_mm, limit[1] / height_mm)
+    return max(1, round(width_mm * scale)), max(1, round(height_mm * scale))
+
+
+def plain_slice(volume: CtVolume, z: int, limit: tuple[int, int]) -> Image.Image:
+    """Return slice `z` in the PE window, RGB, in true proportions within `limit` (w, h)."""
+    grey = windowed(volume.hu_zyx[z]).resize(display_size(volume, limit), Image.Resampling.BICUBIC)
+    return grey.convert("RGB")
+
+
+def overlay_slice(volume: CtVolume, key: KeySlice, limit: tuple[int, int]) -> Image.Image:
+    """Return the key slice with its heatmap: colour where it is strong, an outline at half.
+
+    The colour is laid over by strength, so vessels stay visible beneath; the white outline shows
+    the place also where the reading station knows no colours.
+    """
+    base = plain_slice(volume, key.z, limit)
+    heat = upsampled(key.heatmap_yx, base.size)
+    alpha = np.clip((heat - _FAINTEST) / (1 - _FAINTEST), 0.0, 1.0) ** 0.7 * _STRONGEST_ALPHA
+    grey = np.asarray(base, dtype=np.float32)
+    mixed = grey * (1 - alpha[..., None]) + heat_colors(heat).astype(np.float32) * alpha[..., None]
+    outline = _edge(heat >= CONTOUR)
+    shadow = _edge(heat >= CONTOUR, grow=5) & ~outline
+    mixed[shadow] *= 0.45
+    mixed[outline] = 245.0
+    return Image.fromarray(np.rint(np.clip(mixed, 0, 255)).astype(np.uint8))
+
+
+def upsampled(heatmap_yx: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the map in [0, 1] at (height, width) of `size` (w, h), covering the same extent."""
+    clean = np.nan_to_num(np.asarray(heatmap_yx, dtype=np.float32))
+    picture = Image.fromarray(clean).resize(size, Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(picture, dtype=np.float32), 0.0, 1.0)
+
+
+def _edge(mask_yx: NDArray[np.bool_], *, grow: int = 3) -> NDArray[np.bool_]:
+    picture = Image.fromarray(mask_yx.astype(np.uint8) * 255)
+    grown = np.asarray(picture.filter(ImageFilter.MaxFilter(grow))) > 0
+    return np.asarray(grown & ~mask_yx)
+
+
+def position_mm(volume: CtVolume, z: int) -> float:
+    """Return the slice's position along the patient, LPS z in millimetres (head is greater)."""
+    rows, columns = volume.hu_zyx.shape[1:]
+    point = volume.affine_lps @ np.array([(columns - 1) / 2, (rows - 1) / 2, z, 1.0])
+    return float(point[2])

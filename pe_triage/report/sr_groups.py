@@ -1,0 +1,212 @@
+"""Measurement groups of the report: the exam, each label, each key slice (TID 1501, TID 1410).
+
+Every group and every number names the algorithm. A probability is written as a plain score from 0
+to 1 whatever the bundle; only where the bundle's card says that its probabilities are calibrated
+does Certainty of Finding, in percent, stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from pe_triage.domain import (
+    EXAM_LABELS,
+    INTENDED_USE_WORDS,
+    NOTICE,
+    CtVolume,
+    Decision,
+    ExamPrediction,
+    KeySlice,
+    TriageResult,
+)
+from pe_triage.report import concepts as c
+from pe_triage.report.settings import ReportSettings
+from pe_triage.report.study import StudyContext
+from pe_triage.report.uids import derive_uid
+
+_CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupWriter:
+    """Writes the groups of one report."""
+
+    result: TriageResult
+    study: StudyContext
+    settings: ReportSettings
+
+    def exam(self, images: Sequence[Dataset]) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+        """Return the group that answers the question: PE, outcome, priority, reason, notice."""
+        result, settings = self.result, self.settings
+        evaluations = [
+            _evaluation(c.LABEL, c.EXAM),
+            _evaluation(c.PRESENCE, c.PRESENCE_CODES[c.OUTCOME_PRESENCE[result.outcome]]),
+            _evaluation(c.OUTCOME, c.OUTCOME_CODES[result.outcome]),
+            _evaluation(c.PRIORITY_ASSIGNED, c.PRIORITY_CODES[result.priority]),
+        ]
+        if result.priority is not None:
+            evaluations.append(_evaluation(c.PRIORITY, settings.priority_codes[result.priority]))
+        if result.prediction is None:
+            evaluations.append(_evaluation(c.SHOWN, c.WITHHELD if result.model else c.NOT_RUN))
+        prediction = result.prediction
+        group = hd.sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=self._tracking("exam", "Pulmonary embolism triage"),
+            finding_type=c.PULMONARY_EMBOLISM,
+            algorithm_id=self._algorithm(full=True),
+            measurements=self._scores(prediction, prediction.pe_probability)
+            if prediction
+            else None,
+            qualitative_evaluations=evaluations,
+            source_images=[_source(ds) for ds in images] or None,
+        )
+        texts = [(c.REASON, result.reason), (c.NOTICE, NOTICE)]
+        if result.model:
+            texts.append((c.INTENDED_USE, INTENDED_USE_WORDS[result.model.intended_use]))
+        group[0].ContentSequence.extend(
+            hd.sr.TextContentItem(name=name, value=text, relationship_type=_CONTAINS)
+            for name, text in texts
+            if text
+        )
+        return group
+
+    def labels(
+        self, prediction: ExamPrediction
+    ) -> list[hd.sr.MeasurementsAndQualitativeEvaluations]:
+        """Return one group for each exam label, whether present, absent or undetermined."""
+        return [self._label(prediction, label) for label in EXAM_LABELS]
+
+    def _label(
+        self, prediction: ExamPrediction, label: str
+    ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+        concept = c.LABEL_CONCEPTS[label]
+        decision = prediction.findings.get(label, Decision.UNDETERMINED)
+        finding, *more = concept.findings
+        return hd.sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=self._tracking(label, concept.code.meaning),
+            finding_type=finding,
+            finding_sites=[hd.sr.FindingSite(concept.site)] if concept.site else None,
+            algorithm_id=self._algorithm(),
+            measurements=self._scores(prediction, prediction.exam_probability[label]),
+            qualitative_evaluations=[
+                _evaluation(c.LABEL, concept.code),
+                *(_evaluation(c.ALSO, code) for code in more),
+                _evaluation(c.PRESENCE, c.PRESENCE_CODES[decision]),
+            ],
+        )
+
+    def key_slice(
+        self, key: KeySlice, number: int, header: Dataset, volume: CtVolume
+    ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+        """Return the group of one key slice, with the heatmap's peak as a point on the image."""
+        prediction = self.result.prediction
+        assert prediction is not None  # key slices come with the prediction
+        count = len(self.result.key_slices)
+        point = np.array([source_point(key, volume)])
+        return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+            tracking_identifier=self._tracking(
+                f"key-slice-{number:02d}", f"Key slice {number} of {count}"
+            ),
+            finding_type=c.PULMONARY_EMBOLISM,
+            referenced_region=hd.sr.ImageRegion(
+                graphic_type=hd.sr.GraphicTypeValues.POINT,
+                graphic_data=point,
+                source_image=hd.sr.SourceImageForRegion(
+                    referenced_sop_class_uid=str(header.SOPClassUID),
+                    referenced_sop_instance_uid=str(header.SOPInstanceUID),
+                ),
+            ),
+            algorithm_id=self._algorithm(),
+            measurements=[
+                *self._scores(prediction, key.probability),
+                self._number(c.ATTENTION, key.attention),
+            ],
+            qualitative_evaluations=[_evaluation(c.LABEL, c.KEY_SLICE)],
+        )
+
+    def _scores(self, prediction: ExamPrediction, value: float) -> list[hd.sr.Measurement]:
+        scores = [self._number(c.SCORE, value)]
+        if prediction.model.calibrated:
+            scores.append(self._number(c.CERTAINTY, value * 100.0, c.PERCENT))
+        return scores
+
+    def _number(self, name: Code, value: float, unit: Code = c.NO_UNITS) -> hd.sr.Measurement:
+        # A Python float makes highdicom write Floating Point Value (0040,A161) beside the DS of
+        # 16 characters: the double is read back bit for bit.
+        return hd.sr.Measurement(
+            name=name, value=float(value), unit=unit, algorithm_id=self._algorithm()
+        )
+
+    def _tracking(self, role: str, words: str) -> hd.sr.TrackingIdentifier:
+        model = self.result.model
+        uid = derive_uid(
+            self.study.manifest_digest,
+            model.sha256 if model else None,
+            self.study.run,
+            f"tracking/{role}",
+        )
+        return hd.sr.TrackingIdentifier(uid=uid, identifier=words)
+
+    def _algorithm(self, *, full: bool = False) -> hd.sr.AlgorithmIdentification:
+        model = self.result.model
+        if model is None:
+            name, version, brief = self.settings.model_name, self.settings.software_version, []
+        else:
+            name, version, brief = model.name, model.version, [f"weights_sha256={model.sha256}"]
+        parameters = [*brief, *self._parameters()] if full else brief
+        return hd.sr.AlgorithmIdentification(
+            name=name,
+            version=version,
+            parameters=parameters or None,
+            family=c.ALGORITHM_FAMILY_AI,
+        )
+
+    def _parameters(self) -> list[str]:
+        """Return what else determined the answer, as ``key=value`` lines."""
+        result, settings = self.result, self.settings
+        lines = [f"run={self.study.run}", f"instances={len(result.sop_instance_uids)}"]
+        if result.series_uid:
+            lines.append(f"series_uid={result.series_uid}")
+        if result.model:
+            lines.append(f"intended_use={result.model.intended_use.value}")
+            lines.append(f"calibrated={'yes' if result.model.calibrated else 'no'}")
+        if result.prediction:
+            lines += [
+                f"threshold {name}={float(value)!r}"
+                for name, value in sorted(result.prediction.thresholds.items())
+            ]
+        lines.append(f"policy={settings.policy.name}")
+        lines += [f"policy rule {line}" for line in settings.policy.describe()]
+        return lines
+
+
+def source_point(key: KeySlice, volume: CtVolume) -> tuple[float, float]:
+    """Return the heatmap's peak as (column, row) in the pixel grid of the source image.
+
+    In SCOORD the corner of the first pixel is 0\\0 and its centre 0.5\\0.5 (PS3.3 C.18.6.1.2),
+    while `KeySlice.peak_yx` counts voxel centres from 0.
+    """
+    rows, columns = volume.hu_zyx.shape[1:]
+    row, column = (float(np.clip(v, 0, n - 1)) for v, n in zip(key.peak_yx, (rows, columns),
+                                                               strict=True))  # fmt: skip
+    if volume.source_flip_yx[0]:
+        row = rows - 1 - row
+    if volume.source_flip_yx[1]:
+        column = columns - 1 - column
+    return column + 0.5, row + 0.5
+
+
+def _evaluation(name: Code, value: Code) -> hd.sr.QualitativeEvaluation:
+    return hd.sr.QualitativeEvaluation(name=name, value=value)
+
+
+def _source(ds: Dataset) -> hd.sr.SourceImageForMeasurementGroup:
+    return hd.sr.SourceImageForMeasurementGroup(
+        referenced_sop_class_uid=str(ds.SOPClassUID),
+        referenced_sop_instance_uid=str(ds.SOPInstanceUID),
+    )
