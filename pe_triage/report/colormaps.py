@@ -59,4 +59,5 @@ def heat_table() -> NDArray[np.uint8]:
 def heat_colors(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Return RGB, uint8 (..., 3), for values in [0, 1]; outside is clipped, NaN counts as 0."""
     clean = np.clip(np.nan_to_num(values), 0.0, 1.0)
-    return heat_table()[np.rint(clean * 255).astype(np.intp)]
+    colors: NDArray[np.uint8] = heat_table()[np.rint(clean * 255).astype(np.intp)]
+    return colors

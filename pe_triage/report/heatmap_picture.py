@@ -46,7 +46,10 @@ def heatmap_picture(
         board.image.paste(picture, (at, top))
         board.box((at - 1, top - 1, at + picture.width, top + picture.height), outline=d.GRID)
         _orientation(board, at, top, picture.size)
-    board.text((x_left, _TOP - 30), "Heatmap of the network's attention to PE (Grad-CAM)", 18)
+    title = "Where the network saw signs of PE (Grad-CAM heatmap)"
+    if not key.heatmap_yx.any():
+        title = "The heatmap of this slice is empty: no place stands out"
+    board.text((x_left, _TOP - 30), title, 18)
     level, width = PE_WINDOW
     board.text((x_right, _TOP - 30), "Same slice, plain", 18)
     board.text((x_right + _PANEL, _TOP - 28), f"level {level:.0f}, width {width:.0f} HU", 16,
@@ -91,7 +94,7 @@ def _facts(
     facts = (
         ("key slice", f"{index + 1} of {len(result.key_slices)}"),
         ("slice", f"{key.z + 1} of {count}, foot to head"),
-        ("position", f"{position_mm(volume, key.z):.1f} mm"),
+        ("position (z)", f"{position_mm(volume, key.z):.1f} mm"),
         ("in the archive", str(place) or "-"),
         ("probability" if calibrated else "score", f"{key.probability:.2f}"),
         ("attention", f"{key.attention:.3f}"),

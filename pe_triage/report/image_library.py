@@ -55,7 +55,7 @@ def _entry(ds: Dataset) -> hd.sr.ImageContentItem:
         referenced_sop_instance_uid=str(ds.SOPInstanceUID),
         relationship_type=_CONTAINS,
     )
-    items = [
+    items: list[hd.sr.ContentItem] = [
         hd.sr.CodeContentItem(
             name=codes.DCM.Modality,
             value=codes.cid29.ComputedTomography,

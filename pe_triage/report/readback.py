@@ -22,7 +22,6 @@ from pe_triage.report import concepts as c
 _LABEL_OF_CODE = {concept.code.value: label for label, concept in c.LABEL_CONCEPTS.items()}
 _DECISION_OF_CODE = {code.value: decision for decision, code in c.PRESENCE_CODES.items()}
 _MEASUREMENTS = Code("126010", "DCM", "Imaging Measurements")
-_REGION_TYPES = ("SCOORD",)
 
 
 def read_sr(path: Path | str) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def read_sr(path: Path | str) -> dict[str, Any]:
         The keys of the `show` document that a report can know: ``study_uid``, ``state``,
         ``outcome``, ``reason``, ``priority``, ``series_uid``, ``instances``, ``run``, ``exam``,
         ``pe_probability``, ``findings``, ``slices`` (the key slices, foot to head, each with
-        ``point`` (column, row) besides), ``model``, ``results`` (the report itself); and
+        ``point`` besides: column and row in the source image, or None), ``model``, ``results`` (the report itself); and
         ``notice``, ``thresholds``, ``predecessors``. Numbers equal those written bit for bit.
 
     Raises
@@ -161,13 +160,14 @@ def _model(group: Dataset, parameters: dict[str, str]) -> dict[str, str] | None:
 
 
 def _slice(group: Dataset) -> dict[str, Any]:
-    region = next(i for i in group.ContentSequence if i.ValueType in _REGION_TYPES)
-    image = next(i for i in region.ContentSequence if i.ValueType == "IMAGE")
+    region = next((i for i in group.ContentSequence if i.ValueType == "SCOORD"), None)
+    holder = group if region is None else region
+    image = next(i for i in holder.ContentSequence if i.ValueType == "IMAGE")
     return {
         "sop_instance_uid": str(image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID),
         "probability": _number(group, c.SCORE),
         "attention": _number(group, c.ATTENTION),
-        "point": [float(v) for v in region.GraphicData],
+        "point": [float(v) for v in region.GraphicData] if region is not None else None,
     }
 
 

@@ -44,7 +44,7 @@ class ReportSettings:
     burned_in_annotation: str = "NO"
     procedure_reported: Code = PROCEDURE_REPORTED
     priority_codes: Mapping[Priority, Code] = field(
-        default_factory=lambda: MappingProxyType(dict(PRIORITY_CODES))
+        default_factory=lambda: MappingProxyType({p: PRIORITY_CODES[p] for p in Priority})
     )
     policy: TriagePolicy = field(default_factory=TriagePolicy)
 

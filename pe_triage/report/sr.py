@@ -13,15 +13,15 @@ from datetime import datetime
 import highdicom as hd
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage
+from pydicom.uid import CTImageStorage
 
 from pe_triage.domain import CtVolume, ResultKind, ResultObject, TriageResult
 from pe_triage.report import concepts as c
 from pe_triage.report.headers import CHARACTER_SET, apply_headers
 from pe_triage.report.image_library import image_library
-from pe_triage.report.part10 import code_item, encode, local_time, set_equipment, set_times
+from pe_triage.report.part10 import encode, local_time, set_equipment, set_times
 from pe_triage.report.settings import ReportSettings
-from pe_triage.report.sr_groups import GroupWriter
+from pe_triage.report.sr_groups import GroupWriter, MeasurementGroup
 from pe_triage.report.study import StudyContext
 from pe_triage.report.uids import CODING_SCHEME_UID, derive_uid, device_uid
 
@@ -65,6 +65,7 @@ def build_sr(
         is_final=False,
         is_verified=False,
         previous_versions=list(predecessors) or None,
+        performed_procedure_codes=[settings.procedure_reported],
         series_description=series_description,
         specific_character_set=CHARACTER_SET,
     )
@@ -74,7 +75,6 @@ def build_sr(
     scheme.CodingSchemeName = c.SCHEME_NAME
     scheme.CodingSchemeResponsibleOrganization = c.SCHEME_ORGANIZATION
     ds.CodingSchemeIdentificationSequence = [scheme]
-    ds.PerformedProcedureCodeSequence = [code_item(settings.procedure_reported)]
     apply_headers(source, ds)
     set_equipment(ds, result.model, settings)
     set_times(ds, local_time(now, source))
@@ -89,7 +89,7 @@ def _content(
     settings: ReportSettings,
 ) -> hd.sr.MeasurementReport:
     writer = GroupWriter(result=result, study=study, settings=settings)
-    groups = [writer.exam(key_headers)]
+    groups: list[MeasurementGroup] = [writer.exam(key_headers)]
     if result.prediction is not None:
         groups += writer.labels(result.prediction)
     for number, (key, header) in enumerate(
@@ -131,7 +131,9 @@ def _evidence(
     listed too; eligible series hold nothing but CT images.
     """
     listed = [
-        (uid, headers[uid]) if uid in headers else (uid, None) for uid in result.sop_instance_uids
+        (uid, headers.get(uid))
+        for uid in result.sop_instance_uids
+        if uid in headers or result.series_uid
     ]
     known = {uid for uid, _ in listed}
     listed += [

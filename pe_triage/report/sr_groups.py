@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import highdicom as hd
 import numpy as np
@@ -31,6 +32,11 @@ from pe_triage.report.study import StudyContext
 from pe_triage.report.uids import derive_uid
 
 _CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
+
+MeasurementGroup: TypeAlias = (
+    hd.sr.MeasurementsAndQualitativeEvaluations
+    | hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,31 +108,40 @@ class GroupWriter:
 
     def key_slice(
         self, key: KeySlice, number: int, header: Dataset, volume: CtVolume
-    ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
-        """Return the group of one key slice, with the heatmap's peak as a point on the image."""
+    ) -> MeasurementGroup:
+        """Return the group of one key slice, with the heatmap's peak as a point on the image.
+
+        A heatmap of zeros points nowhere, so its group names the image without a place on it.
+        """
         prediction = self.result.prediction
         assert prediction is not None  # key slices come with the prediction
         count = len(self.result.key_slices)
-        point = np.array([source_point(key, volume)])
-        return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=self._tracking(
+        common: dict[str, Any] = {
+            "tracking_identifier": self._tracking(
                 f"key-slice-{number:02d}", f"Key slice {number} of {count}"
             ),
-            finding_type=c.PULMONARY_EMBOLISM,
+            "finding_type": c.PULMONARY_EMBOLISM,
+            "algorithm_id": self._algorithm(),
+            "measurements": [
+                *self._scores(prediction, key.probability),
+                self._number(c.ATTENTION, key.attention),
+            ],
+            "qualitative_evaluations": [_evaluation(c.LABEL, c.KEY_SLICE)],
+        }
+        if not key.heatmap_yx.any():
+            return hd.sr.MeasurementsAndQualitativeEvaluations(
+                source_images=[_source(header)], **common
+            )
+        return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             referenced_region=hd.sr.ImageRegion(
                 graphic_type=hd.sr.GraphicTypeValues.POINT,
-                graphic_data=point,
+                graphic_data=np.array([source_point(key, volume)]),
                 source_image=hd.sr.SourceImageForRegion(
                     referenced_sop_class_uid=str(header.SOPClassUID),
                     referenced_sop_instance_uid=str(header.SOPInstanceUID),
                 ),
             ),
-            algorithm_id=self._algorithm(),
-            measurements=[
-                *self._scores(prediction, key.probability),
-                self._number(c.ATTENTION, key.attention),
-            ],
-            qualitative_evaluations=[_evaluation(c.LABEL, c.KEY_SLICE)],
+            **common,
         )
 
     def _scores(self, prediction: ExamPrediction, value: float) -> list[hd.sr.Measurement]:
@@ -188,7 +203,7 @@ class GroupWriter:
 def source_point(key: KeySlice, volume: CtVolume) -> tuple[float, float]:
     """Return the heatmap's peak as (column, row) in the pixel grid of the source image.
 
-    In SCOORD the corner of the first pixel is 0\\0 and its centre 0.5\\0.5 (PS3.3 C.18.6.1.2),
+    In SCOORD the corner of the first pixel is (0, 0) and its centre (0.5, 0.5) (PS3.3 C.18.6.1.2),
     while `KeySlice.peak_yx` counts voxel centres from 0.
     """
     rows, columns = volume.hu_zyx.shape[1:]

@@ -29,7 +29,7 @@ from pe_triage.domain import (
 )
 from pe_triage.report import drawing as d
 from pe_triage.report.concepts import LABEL_CONCEPTS
-from pe_triage.report.slices import overlay_slice, position_mm
+from pe_triage.report.slices import overlay_slice, plain_slice, position_mm
 from pe_triage.report.wording import HEADLINES, model_words, time_words, use_banner
 
 WIDTH, HEIGHT = 1280, 1024
@@ -116,13 +116,18 @@ def draw_banner(board: d.Board, result: TriageResult, *, height: int = 132) -> N
     board.outcome_mark((_MARGIN + 48, middle), height * 0.33, result.outcome,
                        ink if filled else outline, fill)  # fmt: skip
     left = _MARGIN + 120
-    right = width - _MARGIN - (300 if filled else 0)
-    title = round(height * 0.36)
-    top = height * 0.12 if result.reason else middle - title * 0.62
-    board.text((left, top), HEADLINES[result.outcome], title, ink, bold=True)
-    if result.reason:
-        board.paragraph((left, top + title * 1.28), result.reason, 21, right - left, lines=2,
-                        fill=ink)  # fmt: skip
+    right = width - _MARGIN - (310 if filled else 0)
+    title = round(height * 0.34)
+    reason_size = 20
+    lines = board.wrap(result.reason or "", reason_size, right - left, 2 if height > 100 else 1)
+    # Centred as a block, however many lines the reason takes.
+    block = title * 1.18 + reason_size * 1.32 * len(lines)
+    y = max(4.0, middle - block / 2)
+    board.text((left, y), HEADLINES[result.outcome], title, ink, bold=True)
+    y += title * 1.18
+    for line in lines:
+        board.text((left, y), line, reason_size, ink)
+        y += reason_size * 1.32
     if result.priority:
         x = width - _MARGIN - 280
         board.draw.line([(x - 20, 18), (x - 20, height - 18)], fill=ink, width=2)
@@ -175,7 +180,7 @@ def _bar(
     tall: bool = False,
 ) -> float:
     left, right = _LEFT
-    bar_left, bar_right = left + 180, right - 116
+    bar_left, bar_right = left + 196, right - 124
     height = 24 if tall else 17
     strong = tall or decision is Decision.PRESENT
     middle = y + height / 2
@@ -264,13 +269,14 @@ def _strip(
     volume: CtVolume | None,
     places: Mapping[str, SourcePlace],
 ) -> None:
-    """Draw the key slices in a row; without any, say so."""
+    """Draw the key slices in a row; without any, what was analysed."""
     keys = result.key_slices
-    board.text((_MARGIN, _STRIP_TOP), "Key slices", 22, bold=True)
-    if not keys or volume is None:
-        text = "none: no slice is brought forward for this exam"
-        board.text((_MARGIN + 130, _STRIP_TOP + 3), text, 18, d.FAINT)
+    if volume is None:
         return
+    if not keys:
+        _overview(board, volume)
+        return
+    board.text((_MARGIN, _STRIP_TOP), "Key slices", 22, bold=True)
     board.text((WIDTH - _MARGIN, _STRIP_TOP + 4),
                "heatmap: where the network looked; not an outline of a clot", 16, d.FAINT,
                anchor="ra")  # fmt: skip
@@ -295,6 +301,26 @@ def _strip(
                        board.fit(line, 15, width + gap - 2), 15,
                        d.FAINT if index else d.TEXT)  # fmt: skip
         x += width + gap
+
+
+def _overview(board: d.Board, volume: CtVolume) -> None:
+    """Draw plain slices evenly through the volume: what was looked at, with nothing marked."""
+    board.text((_MARGIN, _STRIP_TOP), "Analysed volume", 22, bold=True)
+    board.text((WIDTH - _MARGIN, _STRIP_TOP + 4), "no slice is brought forward for this exam", 16,
+               d.FAINT, anchor="ra")  # fmt: skip
+    count = volume.hu_zyx.shape[0]
+    shown = min(5, count)
+    gap = 12
+    room = (WIDTH - 2 * _MARGIN + gap) // 5 - gap
+    for index in range(shown):
+        z = int((index + 0.5) * count / shown)
+        picture = plain_slice(volume, z, (room, 226))
+        x = _MARGIN + index * (room + gap)
+        board.image.paste(picture, (x, _STRIP_TOP + 36))
+        words = f"{position_mm(volume, z):.0f} mm"
+        if index in (0, shown - 1) and shown > 1:
+            words += " (foot end)" if index == 0 else " (head end)"
+        board.text((x, _STRIP_TOP + 40 + picture.height), words, 15, d.FAINT)
 
 
 def _explanation(board: d.Board, result: TriageResult) -> None:

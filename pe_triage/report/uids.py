@@ -1,4 +1,4 @@
-"""UIDs of result objects, derived instead of drawn, so that a job done twice makes the same objects.
+"""UIDs of result objects: derived, not drawn, so a job done twice makes the same objects.
 
 A UUID may be written as an OID under the arc 2.25 (PS3.5 Annex B.2); here its bits come from a
 SHA-256 digest, which RFC 9562 calls a version 8 (vendor specific) UUID.
@@ -7,6 +7,8 @@ SHA-256 digest, which RFC 9562 calls a version 8 (vendor specific) UUID.
 from __future__ import annotations
 
 import hashlib
+
+from pydicom.uid import UID
 
 NO_MODEL = "no-model"
 """Stands for the weights' digest where no network ran."""
@@ -24,7 +26,7 @@ def _uid_of(*parts: str) -> str:
     return f"2.25.{value}"
 
 
-IMPLEMENTATION_CLASS_UID = _uid_of("implementation class")
+IMPLEMENTATION_CLASS_UID = UID(_uid_of("implementation class"))
 """Implementation Class UID (0002,0012) of the files that this room writes."""
 
 CODING_SCHEME_UID = _uid_of("coding scheme 99PETRIAGE")
