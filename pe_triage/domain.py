@@ -281,6 +281,9 @@ class CtVolume:
     series_uid: str
     quality_control: bool = False
     source_flip_yx: tuple[bool, bool] = (False, False)
+    source_transpose: bool = False
+    """Whether the source's rows and columns were exchanged first (a patient lying on the side):
+    a point is written back by undoing `source_flip_yx`, then the exchange."""
 
     def __post_init__(self) -> None:
         _read_only(self.hu_zyx)
