@@ -107,6 +107,17 @@ class ResultKind(StrEnum):
     UPS = "UPS"
 
 
+class InstanceRole(StrEnum):
+    """What a received instance is to its study."""
+
+    IMAGE = "IMAGE"
+    """A CT image: part of what a run is about."""
+    OTHER = "OTHER"
+    """Anything else; a run is about these only where the study has no CT image at all."""
+    OWN_RESULT = "OWN_RESULT"
+    """A result of this program that came back; never a reason for a run."""
+
+
 class IntendedUse(StrEnum):
     """What a bundle's card says the weights are for."""
 
@@ -217,6 +228,7 @@ class ReceivedInstance:
     received_at: datetime
     calling_aet: str
     facts: InstanceFacts
+    role: InstanceRole = InstanceRole.IMAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
