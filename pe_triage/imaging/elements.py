@@ -94,7 +94,7 @@ def read_elements(path: Path, wanted: Collection[int], *, last: int = PIXEL_DATA
 
 
 class _Walker:
-    def __init__(self, file: BufferedReader, wanted: frozenset[int], last: int) -> None:
+    def __init__(self, file: BufferedReader[FileIO], wanted: frozenset[int], last: int) -> None:
         self._file = file
         self._wanted = wanted
         self._last = last

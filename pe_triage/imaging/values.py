@@ -41,7 +41,7 @@ class Values:
         self._charset = _ascii(charset.value).split("\\") if charset is not None else []
 
     def text(self, tag: int) -> str | None:
-        """Return the first value as clean text of at most `MAX_TEXT` characters; None when empty."""
+        """Return the first value, clean, of at most `MAX_TEXT` characters; None when empty."""
         values = self.texts(tag)
         return values[0] if values and values[0] else None
 

@@ -1,0 +1,208 @@
+"""When a study is complete: several positive signs may say so early, quiet time says so at last.
+
+Nobody states the end of a study, so each sign is a row of a table and the decision names the one
+that closed. A study that grows after its result is analysed again as a superseding run; closing
+early costs a second run, never a lost image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from pe_triage.assemble.geometry import SeriesGeometry
+from pe_triage.domain import EligibilityVerdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletenessRules:
+    """How long to wait, in seconds.
+
+    Attributes
+    ----------
+    quiet_s
+        Last resort: nothing new for this long ends a study.
+    grace_s
+        Time after the last instance before positive signs count: senders that open one association
+        for each image come back within it.
+    max_wait_s
+        A study is closed this long after its first instance whatever else holds, so that it ends
+        visibly.
+    min_coverage_mm
+        Length of the chest that the best series must cover for an early end.
+    """
+
+    quiet_s: float = 60.0
+    grace_s: float = 2.0
+    max_wait_s: float = 3600.0
+    min_coverage_mm: float = 140.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesProgress:
+    """One series of a study that is arriving."""
+
+    verdict: EligibilityVerdict
+    geometry: SeriesGeometry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyProgress:
+    """What is known of a study while it arrives.
+
+    Attributes
+    ----------
+    instances
+        Instances held.
+    first_instance_at, last_instance_at
+        Aware times of reception; re-sent identical instances do not move them.
+    open_associations
+        Associations open now that contributed to the study, or come from a sender that did.
+    all_released
+        Every association that contributed has ended, by release and not by abort.
+    series
+        Each series' verdict and geometry so far.
+    expected_instances
+        Number of Study Related Instances as the sender or the PACS states it; None if unknown.
+    """
+
+    instances: int
+    first_instance_at: datetime
+    last_instance_at: datetime
+    open_associations: int
+    all_released: bool
+    series: tuple[SeriesProgress, ...] = ()
+    expected_instances: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completeness:
+    """Whether a study is complete, and by which sign.
+
+    Attributes
+    ----------
+    sign
+        ``expected_count``, ``released_and_contiguous``, ``quiet``, ``max_wait``; ``none`` while
+        the study is open.
+    reason
+        What is there, or what is waited for.
+    check_again_s
+        Seconds after which time alone may change the answer; None when complete. An instance that
+        arrives, or an association that ends, is a reason to ask earlier.
+    """
+
+    complete: bool
+    sign: str
+    reason: str
+    check_again_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Clock:
+    """Seconds passed; never negative, whatever the clock did meanwhile."""
+
+    since_first_s: float
+    since_last_s: float
+
+
+Holds = Callable[[StudyProgress, CompletenessRules], str | None]
+"""What is still missing for an early sign; None when all of it is there."""
+
+
+def _count_missing(progress: StudyProgress, _rules: CompletenessRules) -> str | None:
+    expected = progress.expected_instances
+    if expected is None or expected < 1:
+        return "the number of instances is not known"
+    if progress.instances < expected:
+        return f"{progress.instances} of {expected} instances have arrived"
+    return None
+
+
+def _contiguity_missing(progress: StudyProgress, rules: CompletenessRules) -> str | None:
+    if progress.open_associations:
+        return f"{progress.open_associations} association(s) of the sender are still open"
+    if not progress.all_released:
+        return "an association ended without release"
+    expected = progress.expected_instances
+    if expected is not None and progress.instances < expected:
+        return f"{progress.instances} of {expected} instances have arrived"
+    best = max(
+        (s for s in progress.series if s.verdict.eligible),
+        key=lambda s: (s.verdict.preference, s.verdict.series_uid),
+        default=None,
+    )
+    if best is None:
+        return "no series is eligible yet"
+    if not best.geometry.contiguous:
+        return f"the slices are not contiguous yet: {len(best.geometry.gaps)} gap(s)"
+    if best.geometry.coverage_mm < rules.min_coverage_mm:
+        return f"the slices cover only {best.geometry.coverage_mm:.0f} mm so far"
+    return None
+
+
+EARLY_SIGNS: tuple[tuple[str, Holds, str], ...] = (
+    ("expected_count", _count_missing, "all expected instances have arrived"),
+    (
+        "released_and_contiguous",
+        _contiguity_missing,
+        "every association was released and the best series covers the chest without a gap",
+    ),
+)
+"""Name, what is missing for it, and what it means; each counts once the grace time has passed."""
+
+
+def judge_completeness(
+    progress: StudyProgress, rules: CompletenessRules, now: datetime
+) -> Completeness:
+    """Decide whether a study is complete.
+
+    Parameters
+    ----------
+    now
+        Aware time; a clock that was set back makes the study wait, at most one quiet time longer.
+    """
+    clock = _Clock(
+        since_first_s=max(0.0, (now - progress.first_instance_at).total_seconds()),
+        since_last_s=max(0.0, (now - progress.last_instance_at).total_seconds()),
+    )
+    if progress.instances < 1:
+        return Completeness(
+            complete=False,
+            sign="none",
+            reason="no instance has arrived",
+            check_again_s=rules.quiet_s,
+        )
+    waiting: list[str] = []
+    graced = False
+    for sign, missing_of, meaning in EARLY_SIGNS:
+        missing = missing_of(progress, rules)
+        if missing is not None:
+            waiting.append(missing)
+        elif clock.since_last_s >= rules.grace_s:
+            return Completeness(complete=True, sign=sign, reason=meaning, check_again_s=None)
+        else:
+            graced = True
+    if clock.since_last_s >= rules.quiet_s:
+        reason = f"nothing new for {rules.quiet_s:g} s; {waiting[-1]}" if waiting else "quiet"
+        return Completeness(complete=True, sign="quiet", reason=reason, check_again_s=None)
+    if clock.since_first_s >= rules.max_wait_s:
+        return Completeness(
+            complete=True,
+            sign="max_wait",
+            reason=f"closed {rules.max_wait_s:g} s after the first instance"
+            + (f"; {waiting[-1]}" if waiting else ""),
+            check_again_s=None,
+        )
+    waits = [
+        rules.quiet_s - clock.since_last_s,
+        rules.max_wait_s - clock.since_first_s,
+        *([rules.grace_s - clock.since_last_s] if graced else []),
+    ]
+    return Completeness(
+        complete=False,
+        sign="none",
+        reason="waiting out the grace time" if graced else waiting[-1],
+        # Never zero: a timer that fires a moment early must not spin.
+        check_again_s=max(0.01, min(waits)),
+    )

@@ -1,0 +1,107 @@
+"""Thresholds of eligibility: what a site may set, with defaults and bounds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pe_triage.assemble.kernels import LUNG_OR_BONE_KERNELS
+from pe_triage.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EligibilityRules:
+    """When a series is a CTPA that can be analysed.
+
+    Attributes
+    ----------
+    max_slice_thickness_mm
+        Subsegmental arteries are about 3 mm wide: thicker slices hide clots in them.
+    min_slice_spacing_mm, max_slice_spacing_mm
+        Distance of neighbouring slices.
+    min_slices
+        Slice positions; fewer are bolus tracking, test bolus or a partial series.
+    min_coverage_mm
+        Head-to-foot length; an adult's pulmonary arteries, aortic arch to diaphragm, need about
+        140 mm.
+    min_pixel_spacing_mm, max_pixel_spacing_mm, min_matrix
+        Field of view and matrix of a whole adult chest.
+    min_age_years
+        The networks were made for adults. An age that is not stated passes.
+    allow_derived
+        Take images that are not ORIGINAL and PRIMARY (some sites send only thin reformats).
+    allow_lung_kernel
+        Take a series of a lung or bone kernel where no other is eligible.
+    lung_or_bone_kernels
+        Patterns of kernel names, upper case.
+    min_vessel_hu
+        Level of the mediastinal vessels below which no contrast is visible. Unenhanced blood is 30
+        to 60 HU; a diagnostic CTPA has 200 HU and more, a poor one is still analysed.
+    air_hu, air_tolerance_hu
+        Air is -1000 HU by definition; padding reads as -1024.
+    min_lung_extent_mm, min_lung_fraction
+        Lung that must be seen for the volume to be a chest.
+    """
+
+    max_slice_thickness_mm: float = 3.0
+    min_slice_spacing_mm: float = 0.2
+    max_slice_spacing_mm: float = 3.0
+    min_slices: int = 40
+    min_coverage_mm: float = 140.0
+    min_pixel_spacing_mm: float = 0.3
+    max_pixel_spacing_mm: float = 2.0
+    min_matrix: int = 256
+    min_age_years: float = 18.0
+    allow_derived: bool = False
+    allow_lung_kernel: bool = False
+    lung_or_bone_kernels: tuple[str, ...] = LUNG_OR_BONE_KERNELS
+    min_vessel_hu: float = 100.0
+    air_hu: float = -1000.0
+    air_tolerance_hu: float = 80.0
+    min_lung_extent_mm: float = 80.0
+    min_lung_fraction: float = 0.08
+
+    @staticmethod
+    def from_table(table: Mapping[str, Any]) -> EligibilityRules:
+        """Rules from the configuration's table ``eligibility``; absent keys take their default.
+
+        Raises
+        ------
+        ConfigurationError
+            An unknown key, or a value of the wrong kind; the message names the key.
+        """
+        defaults = {f.name: f.default for f in fields(EligibilityRules)}
+        chosen: dict[str, Any] = {}
+        for key, value in table.items():
+            if key not in defaults:
+                raise ConfigurationError(f"eligibility.{key}: unknown key")
+            chosen[key] = _checked(f"eligibility.{key}", value, defaults[key])
+        return EligibilityRules(**chosen)
+
+
+def _checked(key: str, value: Any, default: Any) -> Any:
+    if isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        raise ConfigurationError(f"{key}: true or false was expected, not {value!r}")
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise ConfigurationError(f"{key}: a list of text was expected")
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigurationError(f"{key}: {pattern!r} is no pattern: {error}") from None
+        return tuple(value)
+    # TOML's 3 is as good as 3.0, but true is no number.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigurationError(f"{key}: a number was expected, not {value!r}")
+    if isinstance(default, int):
+        if int(value) != value or value < 0:
+            raise ConfigurationError(f"{key}: a whole number was expected, not {value!r}")
+        return int(value)
+    if not -10_000 <= value <= 10_000 or (default > 0 and value < 0):
+        raise ConfigurationError(f"{key}: {value!r} is out of range")
+    return float(value)
