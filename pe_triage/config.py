@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pe_triage.addresses import AcceptRule, parse_accept_from, parse_destination
+from pe_triage.addresses import AcceptRule, parse_accept_from, parse_aet, parse_destination
 from pe_triage.domain import Destination
 from pe_triage.errors import ConfigurationError, InputError
+
+T = TypeVar("T")
 
 ENV_PREFIX = "PE_TRIAGE_"
 
@@ -119,15 +121,6 @@ class Settings(BaseModel):
     send_to: tuple[str, ...] = Field(
         default=(), description="Destinations AET@HOST:PORT for every result object."
     )
-    retry_first_s: Annotated[float, Field(gt=0)] = Field(
-        default=5.0, description="Wait before the second delivery attempt."
-    )
-    retry_max_s: Annotated[float, Field(gt=0)] = Field(
-        default=900.0, description="Longest wait between delivery attempts."
-    )
-    retry_give_up_s: Annotated[float, Field(gt=0)] = Field(
-        default=7 * 86400.0, description="Age at which an undelivered object is parked."
-    )
 
     # --- results
     institution: str = Field(default="", description="Institution name written on results.")
@@ -146,10 +139,7 @@ class Settings(BaseModel):
     @field_validator("aet")
     @classmethod
     def _check_aet(cls, value: str) -> str:
-        parse_accept_from(value)
-        if "@" in value:
-            raise ValueError("an AE title of 1 to 16 characters without '@'")
-        return value.strip()
+        return _checked(parse_aet, value)
 
     @field_validator("send_to", "accept_from", "allow_on_patients", mode="before")
     @classmethod
@@ -162,7 +152,7 @@ class Settings(BaseModel):
     @classmethod
     def _check_send_to(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
-            parse_destination(text)
+            _checked(parse_destination, text)
         if len(set(value)) != len(value):
             raise ValueError("a destination is named twice")
         return value
@@ -171,7 +161,7 @@ class Settings(BaseModel):
     @classmethod
     def _check_accept_from(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
-            parse_accept_from(text)
+            _checked(parse_accept_from, text)
         return value
 
     @property
@@ -247,8 +237,6 @@ def load_settings(
         return Settings(**merged)
     except ValidationError as error:
         raise ConfigurationError(_one_line(error, origin)) from None
-    except InputError as error:
-        raise ConfigurationError(str(error)) from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -263,6 +251,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"configuration {path} is not TOML: {error}") from None
 
 
+def _checked(parse: Callable[[str], T], text: str) -> T:
+    """Run a parser of ours inside pydantic, which collects only ValueError."""
+    try:
+        return parse(text)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
 def _from_env(key: str, variable: str, value: str) -> Any:
     if key == "eligibility":
         raise ConfigurationError(f"{variable}: {key} is a table; set it in a configuration file")
@@ -275,5 +271,6 @@ def _one_line(error: ValidationError, origin: Mapping[str, str]) -> str:
     where = origin.get(key, key)
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message} (got {first['input']!r})"
+    if first["type"] == "value_error":
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {first['msg']} (got {first['input']!r})"

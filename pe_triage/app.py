@@ -1,0 +1,533 @@
+"""The composition root: settings in, a running node out.
+
+Only this module decides which parts are put together; everything below is handed what it needs.
+Nothing here imports torch before a worker process does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import random
+import signal
+import socket
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Engine
+
+from pe_triage.assemble.completeness import CompletenessRules
+from pe_triage.assemble.eligibility import EligibilityRules
+from pe_triage.config import Settings
+from pe_triage.domain import Outcome, ReceivedInstance, StudyState
+from pe_triage.errors import ConfigurationError, InputError, SchemaError
+from pe_triage.logs import get_logger, setup_logging
+from pe_triage.node.link import ChildLink
+from pe_triage.node.supervisor import ProcessSpec, Supervisor
+from pe_triage.report.settings import ReportSettings
+from pe_triage.store.engine import open_engine
+from pe_triage.store.jobs import JobQueue, Rank
+from pe_triage.store.migrate import check_schema, upgrade
+from pe_triage.store.studies import StudyStore
+
+if TYPE_CHECKING:
+    from pe_triage.infer.predictor import Predictor
+    from pe_triage.node.analysis import AnalysisOptions
+
+T = TypeVar("T")
+
+BACKLOG = 128
+"""Connections that wait in the listening socket while a receiver is started again."""
+
+
+def utc_now() -> datetime:
+    """The wall clock: aware, UTC."""
+    return datetime.now(UTC)
+
+
+# ------------------------------------------------------------------ values from settings
+
+
+def eligibility_rules(settings: Settings) -> EligibilityRules:
+    """Limits of the ``[eligibility]`` table over the defaults.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming an unknown key or one of the wrong type.
+    """
+    return _from_table(EligibilityRules, settings.eligibility, "eligibility")
+
+
+def _from_table(kind: type[T], table: Mapping[str, Any], name: str) -> T:
+    defaults = kind()
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigurationError(f"[{name}]: unknown key {key!r}")
+        default = getattr(defaults, key)
+        if isinstance(default, bool) or isinstance(value, bool):
+            good = isinstance(value, bool) and isinstance(default, bool)
+        elif isinstance(default, float | int):
+            good = isinstance(value, float | int)
+            value = type(default)(value) if good else value
+        elif isinstance(default, tuple | frozenset):
+            good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            value = type(default)(value) if good else value
+        else:
+            good = value is None or isinstance(value, str | float | int)
+        if not good:
+            raise ConfigurationError(f"[{name}] {key}: {value!r} is not of the right type")
+        values[key] = value
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ConfigurationError(f"[{name}]: {error}") from None
+
+
+def analysis_options(settings: Settings) -> AnalysisOptions:
+    """What the analysis may be told."""
+    from pe_triage.node.analysis import AnalysisOptions
+
+    return AnalysisOptions(
+        rules=eligibility_rules(settings),
+        report=ReportSettings(institution_name=settings.institution or None),
+        key_slices=settings.key_slices,
+        allow_on_patients=settings.allow_on_patients,
+    )
+
+
+def load_predictor(settings: Settings, bundles_dir: Path) -> Predictor:
+    """Load the bundle in force; the built-in one is written to `bundles_dir` where absent."""
+    from pe_triage.infer.predictor import Predictor
+
+    if settings.model is not None:
+        path = settings.model
+    else:
+        from pe_triage.model.builtin import materialize_untrained
+
+        path = materialize_untrained(bundles_dir)
+    return Predictor(
+        path,
+        settings.device,
+        batch_size=settings.batch_size,
+        threads=settings.threads or (os.cpu_count() or 1),
+    )
+
+
+# ------------------------------------------------------------------ database
+
+
+def open_existing_database(settings: Settings) -> Engine:
+    """Database of a node for commands that look at it.
+
+    Raises
+    ------
+    InputError
+        No node has ever run there, or the schema is not this program's.
+    """
+    if settings.embedded_database and settings.database is None:
+        file = settings.data_dir / "pe-triage.sqlite3"
+        if not file.exists():
+            raise InputError(f"no pe-triage database in {settings.data_dir}; is --data-dir right?")
+    engine = open_engine(settings.database_url)
+    check_schema(engine)
+    return engine
+
+
+def requeue(engine: Engine, study_uid: str, *, rank: int | None) -> int:
+    """Queue a study again as a new run; returns the run's number.
+
+    Raises
+    ------
+    StudyNotFoundError
+        No such study here.
+    InputError
+        The study is in quarantine, or holds no instance any more.
+    """
+    studies = StudyStore(engine)
+    study = studies.get(study_uid)
+    if study.state is StudyState.QUARANTINED:
+        raise InputError(f"{study_uid} is in quarantine: {study.quarantine_reason}")
+    digest = studies.manifest(study_uid).digest
+    job = JobQueue(engine).enqueue(
+        study_uid, digest, forced=True, rank=Rank.ROUTINE if rank is None else rank
+    )
+    assert job is not None
+    return job.run
+
+
+# ------------------------------------------------------------------ the node
+
+
+def run_node(settings: Settings) -> None:
+    """Run `serve` in the foreground until SIGTERM or SIGINT, then drain.
+
+    Raises
+    ------
+    InputError
+        Data directory, port, database or bundle cannot be used; nothing was started.
+    """
+    log = get_logger()
+    _check_bundle(settings)
+    eligibility_rules(settings)
+    with _data_dir_lock(settings):
+        _prepare_database(settings)
+        node_id = _node_id(settings.data_dir)
+        listener = _listen(settings.host, settings.port)
+        host, port = settings.host, listener.getsockname()[1]
+        _warn_if_open(settings, log)
+        queue = JobQueue(
+            open_engine(settings.database_url), max_attempts=settings.max_attempts
+        )
+        # Whatever an earlier life of this node held is free: the lock says that it is over.
+        queue.release_owner(f"{node_id}/")
+        stop = threading.Event()
+        previous = {
+            number: signal.signal(number, lambda *_: stop.set())
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        supervisor = Supervisor(
+            _processes(settings, listener, node_id),
+            drain_s=settings.drain_s,
+            on_death=lambda name: _release(queue, f"{node_id}/{name}/", log),
+        )
+        try:
+            supervisor.run(
+                stop.is_set,
+                lambda: log.info("node.ready", aet=settings.aet, host=host, port=port),
+            )
+        finally:
+            listener.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        log.info("node.stopped")
+
+
+def run_worker(settings: Settings) -> None:
+    """Run one worker in the foreground on an existing database."""
+    _check_bundle(settings)
+    engine = open_engine(settings.database_url)
+    check_schema(engine)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    owner = f"worker-{uuid.uuid4().hex[:12]}/{os.getpid()}"
+    log = get_logger(owner=owner)
+    worker = _build_worker(settings, engine, owner)
+    log.info("worker.ready")
+    try:
+        worker.run(stop)
+    finally:
+        JobQueue(engine).release_owner(owner)
+    log.info("worker.stopped")
+
+
+def _processes(settings: Settings, listener: socket.socket, node_id: str) -> list[ProcessSpec]:
+    receivers = [
+        ProcessSpec(
+            name=f"receiver-{n}",
+            target=receiver_process,
+            args=(settings, listener),
+            stop_order=0,
+        )
+        for n in range(1, settings.receivers + 1)
+    ]
+    workers = [
+        ProcessSpec(
+            name=f"worker-{n}",
+            target=worker_process,
+            args=(settings, f"{node_id}/worker-{n}/"),
+            stop_order=1,
+        )
+        for n in range(1, settings.workers + 1)
+    ]
+    coordinator = ProcessSpec(
+        name="coordinator", target=coordinator_process, args=(settings,), stop_order=2
+    )
+    return [coordinator, *workers, *receivers]
+
+
+def _release(queue: JobQueue, prefix: str, log: Any) -> None:
+    released = queue.release_owner(prefix)
+    if released:
+        log.warning("job.released", owner=prefix, jobs=released)
+
+
+def _child(settings: Settings, connection: Connection) -> ChildLink:
+    formats = {"json": True, "text": False}
+    setup_logging(level=settings.log_level, json_lines=formats.get(settings.log_format))
+    link = ChildLink(connection)
+    link.start()
+    return link
+
+
+def receiver_process(settings: Settings, listener: socket.socket, connection: Connection) -> None:
+    """Main of a receiver process."""
+    link = _child(settings, connection)
+    from pe_triage.receive.server import ReceiverOptions, run_receiver
+
+    run_receiver(
+        listener,
+        ReceiverOptions(
+            aet=settings.aet,
+            spool_root=settings.spool_dir,
+            accept_from=settings.accept_rules,
+            insecure=settings.insecure,
+            max_associations=settings.max_associations,
+            network_timeout_s=settings.network_timeout_s,
+            min_free_bytes=settings.min_free_mb << 20,
+            drain_s=settings.drain_s,
+        ),
+        on_ready=link.ready,
+        stop=link.stop,
+    )
+
+
+def worker_process(settings: Settings, owner_prefix: str, connection: Connection) -> None:
+    """Main of a worker process: the only kind that imports torch."""
+    link = _child(settings, connection)
+    engine = open_engine(settings.database_url)
+    worker = _build_worker(settings, engine, f"{owner_prefix}{os.getpid()}")
+    link.ready()
+    worker.run(link.stop)
+
+
+def coordinator_process(settings: Settings, connection: Connection) -> None:
+    """Main of the process that indexes, assembles, delivers and keeps the timers."""
+    link = _child(settings, connection)
+    from pe_triage.deliver.store_scu import DicomSender
+    from pe_triage.node.assembler import Assembler
+    from pe_triage.node.coordinator import Coordinator
+    from pe_triage.node.deliverer import Deliverer
+    from pe_triage.node.indexer import Indexer
+    from pe_triage.receive.spool import Spool
+    from pe_triage.store.outbox import Outbox
+    from pe_triage.store.quarantine import Quarantine
+
+    engine = open_engine(settings.database_url)
+    studies, outbox = StudyStore(engine, settings.data_dir), Outbox(engine, settings.data_dir)
+    queue = JobQueue(engine, max_attempts=settings.max_attempts)
+    assembler = Assembler(
+        studies=studies,
+        queue=queue,
+        data_dir=settings.data_dir,
+        completeness=CompletenessRules(
+            quiet_s=settings.quiet_s, grace_s=settings.grace_s, max_wait_s=settings.max_wait_s
+        ),
+        eligibility=eligibility_rules(settings),
+        clock=utc_now,
+    )
+    spool = Spool(settings.spool_dir)
+    indexer = Indexer(
+        spool=spool,
+        studies=studies,
+        quarantine=Quarantine(engine),
+        assembler=assembler,
+        data_dir=settings.data_dir,
+    )
+    deliverers = [
+        Deliverer(
+            destination,
+            outbox=outbox,
+            studies=studies,
+            sender=DicomSender(settings.aet),
+            jitter=random.random,
+        )
+        for destination in settings.destinations
+    ]
+    Coordinator(
+        indexer=indexer,
+        assembler=assembler,
+        spool=spool,
+        queue=queue,
+        deliverers=deliverers,
+    ).run(link.stop, on_ready=link.ready)
+
+
+def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
+    from pe_triage.node.worker import Worker, WorkerOptions
+
+    return Worker(
+        queue=JobQueue(engine, max_attempts=settings.max_attempts),
+        studies=StudyStore(engine),
+        predictor=load_predictor(settings, settings.data_dir / "bundles"),
+        analysis=analysis_options(settings),
+        options=WorkerOptions(
+            owner=owner,
+            data_dir=settings.data_dir,
+            destinations=settings.send_to,
+            lease_s=settings.lease_s,
+        ),
+        clock=utc_now,
+    )
+
+
+# ------------------------------------------------------------------ checks before the start
+
+
+def _check_bundle(settings: Settings) -> None:
+    """Card and weights digest, without torch: a wrong bundle must stop the start, not a worker."""
+    if settings.model is None:
+        return
+    from pe_triage.model.bundle import verify_weights
+    from pe_triage.model.card import read_card
+
+    verify_weights(settings.model, read_card(settings.model))
+
+
+def _prepare_database(settings: Settings) -> None:
+    if settings.embedded_database:
+        upgrade(settings.database_url)
+    engine = open_engine(settings.database_url)
+    try:
+        check_schema(engine)
+    except SchemaError as error:
+        raise InputError(f"{error}") from None
+    finally:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def _data_dir_lock(settings: Settings) -> Iterator[IO[str]]:
+    """Hold the data directory: two nodes on one spool would index each other's instances."""
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (settings.data_dir / "serve.lock").open("a+")
+    except OSError as error:
+        raise InputError(
+            f"cannot write to data directory {settings.data_dir}: {error.strerror}"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another pe-triage node is running on data directory {settings.data_dir}"
+            ) from None
+        yield file
+
+
+def _node_id(data_dir: Path) -> str:
+    """Name of this node, made once: leases of an earlier life are recognised by it."""
+    path = data_dir / "node-id"
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        text = ""
+    if not text:
+        text = f"node-{uuid.uuid4().hex[:12]}"
+        path.write_text(f"{text}\n", encoding="ascii")
+    return text
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind and listen; children inherit the socket, so that their death drops no connection."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigurationError(f"--host {host}: {error.strerror}") from None
+    listener = socket.socket(family, kind, proto)
+    # Connections of an earlier life in TIME_WAIT must not keep a restarted node off its port.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listener
+
+
+def _warn_if_open(settings: Settings, log: Any) -> None:
+    if settings.host in ("127.0.0.1", "::1", "localhost"):
+        return
+    if settings.insecure:
+        log.warning(
+            "node.insecure",
+            message="every calling AE from any address is accepted, without encryption",
+        )
+    elif not settings.accept_from:
+        log.warning(
+            "node.loopback_only",
+            message="no --accept-from is given: only peers on loopback are accepted",
+        )
+    else:
+        log.warning(
+            "node.unencrypted",
+            message="AE titles are no authentication and the network is not encrypted (no TLS)",
+        )
+
+
+# ------------------------------------------------------------------ without a network
+
+
+def analyse_folder(
+    settings: Settings, instances: Sequence[ReceivedInstance], out: Path
+) -> dict[str, Any]:
+    """Analyse one study's instances and write its results into `out`; returns a show document.
+
+    Raises
+    ------
+    PeTriageError
+        The analysis failed.
+    """
+    from pe_triage.node.analysis import analyse_study
+    from pe_triage.node.document import analysis_document
+    from pe_triage.node.files import write_results
+
+    _check_bundle(settings)
+    started = utc_now()
+    first = instances[0]
+    with tempfile.TemporaryDirectory(prefix="pe-triage-") as scratch:
+        predictor = load_predictor(settings, Path(scratch))
+        analysis = analyse_study(
+            study_uid=first.study_uid,
+            run=1,
+            identity=first.identity,
+            instances=instances,
+            predictor=predictor,
+            options=analysis_options(settings),
+            predecessors=(),
+            now=started,
+            beat=lambda: None,
+        )
+    written = write_results(out, analysis.objects)
+    result = analysis.result
+    refused = result.outcome is Outcome.NOT_EVALUATED
+    return {
+        "study_uid": first.study_uid,
+        "state": str(StudyState.NOT_EVALUATED if refused else StudyState.DONE),
+        "outcome": str(result.outcome),
+        "reason": result.reason,
+        "priority": None if result.priority is None else str(result.priority),
+        "instances": len(instances),
+        "run": 1,
+        **analysis_document(result),
+        "results": [
+            {
+                "kind": str(item.kind),
+                "sop_class_uid": item.sop_class_uid,
+                "sop_instance_uid": item.sop_instance_uid,
+                "path": str(path.resolve()),
+                "deliveries": [],
+            }
+            for item, path, _sha256 in written
+        ],
+        "received_at": started.isoformat(),
+        "last_image_at": started.isoformat(),
+        "completed_at": utc_now().isoformat(),
+        "delivered_at": None,
+        "latency_s": None,
+    }

@@ -1,0 +1,99 @@
+"""How a show document looks to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+PRIORITY_STYLE = {"HIGH": "bold red", "MEDIUM": "yellow", "LOW": "cyan"}
+
+
+def _text(value: Any, digits: int | None = None) -> str:
+    if value is None:
+        return "–"
+    if digits is not None and isinstance(value, int | float):
+        return f"{value:.{digits}f}"
+    return escape(str(value))
+
+
+def worklist_table(documents: Sequence[Mapping[str, Any]]) -> Table:
+    """The triage worklist as a table, in the order given."""
+    table = Table(title="Triage worklist, most urgent first", title_justify="left")
+    for heading, justify in (
+        ("Study", "left"),
+        ("Outcome", "left"),
+        ("PE prob.", "right"),
+        ("Priority", "left"),
+        ("Seconds", "right"),
+    ):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for doc in documents:
+        priority = doc.get("priority")
+        style = PRIORITY_STYLE.get(str(priority), "")
+        outcome = doc.get("outcome") or doc.get("state")
+        reason = doc.get("reason")
+        table.add_row(
+            _text(doc["study_uid"]),
+            _text(outcome) + (f"\n[dim]{_text(reason)}[/dim]" if reason else ""),
+            _text(doc.get("pe_probability"), 3),
+            f"[{style}]{_text(priority)}[/{style}]" if style else _text(priority),
+            _text(doc.get("latency_s"), 1),
+        )
+    return table
+
+
+def print_document(console: Console, doc: Mapping[str, Any]) -> None:
+    """Everything known of one study, for a person."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key in (
+        "study_uid",
+        "state",
+        "outcome",
+        "reason",
+        "priority",
+        "series_uid",
+        "instances",
+        "run",
+        "pe_probability",
+        "received_at",
+        "last_image_at",
+        "completed_at",
+        "delivered_at",
+        "latency_s",
+    ):
+        if key in doc:
+            table.add_row(key.replace("_", " "), _text(doc[key]))
+    model = doc.get("model")
+    if model:
+        table.add_row(
+            "model",
+            f"{_text(model['name'])} {_text(model['version'])} "
+            f"({_text(model['intended_use'])}) {_text(model['sha256'])}",
+        )
+    console.print(table)
+    findings = doc.get("findings")
+    exam = doc.get("exam")
+    if exam or findings:
+        labels = Table("label", "probability", "finding")
+        for name in exam or findings or {}:
+            labels.add_row(
+                _text(name), _text((exam or {}).get(name), 3), _text((findings or {}).get(name))
+            )
+        console.print(labels)
+    results = doc.get("results") or []
+    if results:
+        objects = Table("kind", "file", "deliveries")
+        for result in results:
+            sent = "\n".join(
+                f"{_text(d['destination'])}: {_text(d['state'])} ({d['attempts']} attempts)"
+                + (f" {_text(d['last_error'])}" if d.get("last_error") else "")
+                for d in result.get("deliveries", [])
+            )
+            objects.add_row(_text(result["kind"]), _text(result.get("path")), sent or "–")
+        console.print(objects)

@@ -1,0 +1,92 @@
+"""The process that indexes, assembles, delivers and keeps the timers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from pe_triage.logs import get_logger
+from pe_triage.node.assembler import Assembler
+from pe_triage.node.deliverer import Deliverer, start_threads
+from pe_triage.node.indexer import Indexer
+from pe_triage.receive.spool import Spool
+from pe_triage.store.jobs import JobQueue
+
+INDEX_PAUSE_S = 0.1
+ASSEMBLE_EVERY_S = 0.5
+REAP_EVERY_S = 5.0
+CLEAN_EVERY_S = 3600.0
+ABANDONED_AFTER_S = 6 * 3600.0
+"""Age at which a temporary file in the spool belongs to no transfer any more."""
+
+
+class Coordinator:
+    """Indexes in its own loop; everything periodic runs on APScheduler's timers."""
+
+    def __init__(
+        self,
+        *,
+        indexer: Indexer,
+        assembler: Assembler,
+        spool: Spool,
+        queue: JobQueue,
+        deliverers: Sequence[Deliverer],
+    ) -> None:
+        self._indexer = indexer
+        self._assembler = assembler
+        self._spool = spool
+        self._queue = queue
+        self._deliverers = deliverers
+        self._log = get_logger()
+
+    def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
+        """Work until `stop`; then index what the receivers took in last."""
+        scheduler = BackgroundScheduler(
+            timezone=UTC,
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+        for name, function, seconds in (
+            ("assemble", self._assembler.tick, ASSEMBLE_EVERY_S),
+            ("reap", self._queue.reap, REAP_EVERY_S),
+            ("clean", self._clean, CLEAN_EVERY_S),
+        ):
+            scheduler.add_job(
+                self._guarded(name, function), "interval", seconds=seconds, id=name
+            )
+        scheduler.start()
+        threads = start_threads(self._deliverers, stop)
+        on_ready()
+        try:
+            while not stop.is_set():
+                if self._index() == 0:
+                    stop.wait(INDEX_PAUSE_S)
+            while self._index() > 0:
+                pass
+        finally:
+            scheduler.shutdown(wait=True)
+            for thread in threads:
+                thread.join(5.0)
+
+    def _index(self) -> int:
+        try:
+            return self._indexer.step()
+        except Exception as error:  # noqa: BLE001 - what is in the journal stays there
+            self._log.error("index.failed", error=f"{type(error).__name__}: {error}")
+            return 0
+
+    def _guarded(self, name: str, function: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                function()
+            except Exception as error:  # noqa: BLE001 - a timer must fire again
+                self._log.error("timer.failed", timer=name, error=f"{type(error).__name__}: {error}")
+
+        return run
+
+    def _clean(self) -> None:
+        removed = self._spool.clean_temporary(older_than_s=ABANDONED_AFTER_S)
+        if removed:
+            self._log.info("spool.cleaned", files=removed)

@@ -1,0 +1,138 @@
+"""Empties the outbox: one thread for each destination, so that a dead one delays no other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+
+from pe_triage.deliver.backoff import next_attempt_s
+from pe_triage.deliver.statuses import Verdict
+from pe_triage.deliver.store_scu import DicomSender, Sent
+from pe_triage.domain import Delivery, DeliveryState, Destination
+from pe_triage.logs import get_logger
+from pe_triage.store.outbox import Outbox
+from pe_triage.store.studies import StudyStore
+
+BATCH = 32
+
+STATE_OF = {
+    Verdict.SENT: DeliveryState.SENT,
+    Verdict.WARNING: DeliveryState.WARNING,
+    Verdict.PARK: DeliveryState.PARKED,
+}
+
+
+class Deliverer:
+    """Delivers to one destination what the outbox holds for it."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        *,
+        outbox: Outbox,
+        studies: StudyStore,
+        sender: DicomSender,
+        jitter: Callable[[], float],
+        poll_s: float = 0.2,
+    ) -> None:
+        self._destination = destination
+        self._outbox = outbox
+        self._studies = studies
+        self._sender = sender
+        self._poll_s = poll_s
+        self._jitter = jitter
+        self._log = get_logger(destination=str(destination))
+
+    def run(self, stop: threading.Event) -> None:
+        """Deliver until `stop`."""
+        while not stop.is_set():
+            try:
+                busy = self.step(stop)
+            except Exception as error:  # noqa: BLE001 - the thread must outlive a bad moment
+                self._log.error("delivery.loop_failed", error=f"{type(error).__name__}: {error}")
+                stop.wait(2.0)
+                continue
+            if not busy:
+                stop.wait(self._poll_s)
+
+    def step(self, stop: threading.Event | None = None) -> bool:
+        """Send one batch, most urgent first; False where nothing is due."""
+        due = self._outbox.due(str(self._destination), BATCH)
+        if not due:
+            return False
+        by_id = {item.delivery_id: item for item in due}
+        sendable = [item for item in due if self._is_for_its_patient(item)]
+        for delivery_id, sent in self._sender.send(self._destination, sendable):
+            self._record(by_id[delivery_id], sent)
+            if stop is not None and stop.is_set():
+                break
+        return True
+
+    def _record(self, item: Delivery, sent: Sent) -> None:
+        log = self._log.bind(study_uid=item.study_uid, sop_instance_uid=item.sop_instance_uid)
+        if sent.verdict is not Verdict.RETRY:
+            state = STATE_OF[sent.verdict]
+            self._outbox.mark(item.delivery_id, state, error=sent.error)
+            log.info("delivery.ended", state=str(state), kind=str(item.kind), error=sent.error)
+            return
+        age_s = self._outbox.age_s(item.delivery_id)
+        wait_s = next_attempt_s(item.attempts + 1, age_s, jitter=self._jitter())
+        if wait_s is None:
+            self._outbox.mark(item.delivery_id, DeliveryState.PARKED, error=sent.error)
+            log.error("delivery.given_up", error=sent.error, age_s=round(age_s))
+            return
+        self._outbox.mark(
+            item.delivery_id, DeliveryState.PENDING, error=sent.error, retry_in_s=wait_s
+        )
+        log.warning("delivery.retry", error=sent.error, retry_in_s=round(wait_s, 1))
+
+    def _is_for_its_patient(self, item: Delivery) -> bool:
+        """Recheck study and patient of the file against what was frozen when it was queued."""
+        problem = self._identity_problem(item)
+        if problem is None:
+            return True
+        self._outbox.mark(item.delivery_id, DeliveryState.PARKED, error=problem)
+        self._log.error(
+            "delivery.refused_here",
+            study_uid=item.study_uid,
+            sop_instance_uid=item.sop_instance_uid,
+            error=problem,
+        )
+        return False
+
+    def _identity_problem(self, item: Delivery) -> str | None:
+        try:
+            ds = dcmread(
+                item.path,
+                specific_tags=[
+                    "SOPInstanceUID",
+                    "StudyInstanceUID",
+                    "PatientID",
+                    "IssuerOfPatientID",
+                ],
+                stop_before_pixels=True,
+            )
+        except (OSError, InvalidDicomError) as error:
+            return f"the result file cannot be read: {type(error).__name__}"
+        study = self._studies.get(item.study_uid)
+        same = (
+            str(ds.get("StudyInstanceUID", "")) == item.study_uid
+            and str(ds.get("SOPInstanceUID", "")) == item.sop_instance_uid
+            and str(ds.get("PatientID", "") or "") == study.identity.patient_id
+            and str(ds.get("IssuerOfPatientID", "") or "") == study.identity.issuer
+        )
+        return None if same else "the result's identity is not that of its study; not sent"
+
+
+def start_threads(deliverers: Sequence[Deliverer], stop: threading.Event) -> list[threading.Thread]:
+    """Start one thread for each deliverer."""
+    threads = [
+        threading.Thread(target=d.run, args=(stop,), name=f"deliver-{n}", daemon=True)
+        for n, d in enumerate(deliverers)
+    ]
+    for thread in threads:
+        thread.start()
+    return threads

@@ -1,0 +1,80 @@
+"""Where things lie in the data directory, and the durable writing of result files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pe_triage.domain import ReceivedInstance, ResultObject, ResultSet
+from pe_triage.errors import RetryableError
+from pe_triage.imaging.facts import facts_from_json
+from pe_triage.store.studies import StoredInstance
+
+
+def result_dir(data_dir: Path, study_uid: str, run: int) -> Path:
+    """Directory of one run's result files; named by hash, since a UID comes from outside."""
+    name = hashlib.sha256(study_uid.encode()).hexdigest()[:32]
+    return data_dir / "results" / name[:2] / name / f"run-{run:03d}"
+
+
+def write_results(directory: Path, objects: ResultSet) -> Sequence[tuple[ResultObject, Path, str]]:
+    """Write each object durably under its label, replacing what an earlier attempt left.
+
+    Returns
+    -------
+    list of (object, path, SHA-256 of the file)
+
+    Raises
+    ------
+    RetryableError
+        The file system refused.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        written = []
+        for item in objects.objects:
+            path = directory / f"{item.label}.dcm"
+            _write_durably(path, item.encoded)
+            written.append((item, path, hashlib.sha256(item.encoded).hexdigest()))
+        for parent in (directory, directory.parent, directory.parent.parent):
+            _sync_directory(parent)
+    except OSError as error:
+        raise RetryableError(f"cannot write results: {error.strerror or error}") from None
+    return written
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_received(stored: StoredInstance, data_dir: Path) -> ReceivedInstance:
+    """Turn a database row into the domain's value."""
+    return ReceivedInstance(
+        study_uid=stored.study_uid,
+        series_uid=stored.series_uid,
+        sop_instance_uid=stored.sop_instance_uid,
+        sop_class_uid=stored.sop_class_uid,
+        transfer_syntax_uid=stored.transfer_syntax_uid,
+        identity=stored.identity,
+        sha256=stored.sha256,
+        size_bytes=stored.size_bytes,
+        path=data_dir / stored.path,
+        received_at=stored.received_at,
+        calling_aet=stored.calling_aet,
+        facts=facts_from_json(stored.facts),
+    )

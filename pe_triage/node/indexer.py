@@ -1,0 +1,164 @@
+"""From the spool's journal into the database, in batches, surviving a crash at any point.
+
+For each incoming instance: give it its final name (a second link), commit its row, and only then
+remove the incoming name. Whatever moment the process dies at, the next look into ``incoming/``
+finds either nothing to do or the same work again, and doing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydicom.filereader import read_file_meta_info
+
+from pe_triage.domain import ReceivedInstance
+from pe_triage.errors import InvalidInstanceError
+from pe_triage.imaging.facts import facts_to_json, read_instance
+from pe_triage.logs import get_logger
+from pe_triage.node.assembler import Assembler
+from pe_triage.node.roles import role_of
+from pe_triage.receive.spool import Entry, Filed, Spool
+from pe_triage.store.quarantine import Quarantine
+from pe_triage.store.recording import Recorded, RecordStatus
+from pe_triage.store.studies import StudyStore
+
+BATCH = 256
+"""Instances in one transaction: bounds both the lock's time and the work that a crash repeats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pending:
+    entry: Entry
+    instance: ReceivedInstance
+    facts: dict[str, Any]
+
+
+class Indexer:
+    """Empties ``incoming/``; exactly one runs on a spool."""
+
+    def __init__(
+        self,
+        *,
+        spool: Spool,
+        studies: StudyStore,
+        quarantine: Quarantine,
+        assembler: Assembler,
+        data_dir: Path,
+    ) -> None:
+        self._spool = spool
+        self._studies = studies
+        self._quarantine = quarantine
+        self._assembler = assembler
+        self._data_dir = data_dir
+        self._log = get_logger()
+
+    def step(self) -> int:
+        """Handle what is there now, at most `BATCH` entries; returns how many.
+
+        Raises
+        ------
+        SpoolError, StoreUnavailableError
+            Nothing is lost: the entries stay in ``incoming/``.
+        """
+        entries = self._spool.incoming_entries()[:BATCH]
+        pending: list[_Pending] = []
+        for entry in entries:
+            if entry.is_event:
+                # What the association brought must be recorded before its end is known.
+                self._record(pending)
+                pending = []
+                self._take_event(entry)
+                continue
+            item = self._read(entry)
+            if item is not None:
+                pending.append(item)
+        self._record(pending)
+        return len(entries)
+
+    def _take_event(self, entry: Entry) -> None:
+        record = self._spool.read_event(entry.path)
+        if record is not None:
+            self._assembler.note_event(entry.association_id, record)
+        self._spool.forget(entry.path)
+
+    def _read(self, entry: Entry) -> _Pending | None:
+        try:
+            record = read_instance(entry.path)
+            digest = self._spool.digest(entry.path)
+            status = entry.path.stat()
+        except FileNotFoundError:
+            return None
+        except InvalidInstanceError as error:
+            # Acknowledged, so kept: a person must see what the check on receipt let through.
+            path = self._spool.set_aside(entry.path, "unreadable")
+            self._quarantine.add(path=path.relative_to(self._data_dir), reason=str(error))
+            self._log.error("instance.unreadable", file=path.name, error=str(error))
+            return None
+        final = self._spool.final_path(record.study_uid, record.sop_instance_uid)
+        instance = ReceivedInstance(
+            study_uid=record.study_uid,
+            series_uid=record.series_uid,
+            sop_instance_uid=record.sop_instance_uid,
+            sop_class_uid=record.sop_class_uid,
+            transfer_syntax_uid=record.transfer_syntax_uid,
+            identity=record.identity,
+            sha256=digest,
+            size_bytes=status.st_size,
+            path=final,
+            received_at=datetime.fromtimestamp(status.st_mtime, UTC),
+            calling_aet=self._assembler.calling_aet(entry.association_id)
+            or source_aet(entry.path),
+            facts=record.facts,
+            role=role_of(record.sop_class_uid, record.facts),
+        )
+        filed = self._spool.file_away(entry.path, final)
+        if filed is Filed.DIFFERENT and not self._is_held(instance):
+            # Left by a crash between link and commit of an object that was then refused.
+            orphan = self._spool.set_aside(final, "orphan")
+            self._log.warning("instance.orphan_set_aside", file=orphan.name)
+            self._spool.file_away(entry.path, final)
+        return _Pending(entry=entry, instance=instance, facts=facts_to_json(record.facts))
+
+    def _is_held(self, instance: ReceivedInstance) -> bool:
+        return any(
+            row.sop_instance_uid == instance.sop_instance_uid
+            for row in self._studies.instances(instance.study_uid)
+        )
+
+    def _record(self, pending: list[_Pending]) -> None:
+        if not pending:
+            return
+        outcomes = self._studies.record(
+            [(item.instance, item.facts, item.entry.association_id) for item in pending]
+        )
+        for item, recorded in zip(pending, outcomes, strict=True):
+            if recorded.status.conflict:
+                self._quarantine_one(item, recorded)
+            else:
+                self._spool.forget(item.entry.path)
+        new = sum(r.status is RecordStatus.NEW for r in outcomes)
+        self._log.debug("instances.indexed", new=new, known=len(outcomes) - new)
+
+    def _quarantine_one(self, item: _Pending, recorded: Recorded) -> None:
+        final = item.instance.path
+        if recorded.status is RecordStatus.CONFLICT_IDENTITY and final.exists():
+            # The link made a moment ago must not stand among the study's own files.
+            if final.samefile(item.entry.path):
+                self._spool.forget(final)
+        path = self._spool.set_aside(item.entry.path, str(recorded.status).lower())
+        if recorded.quarantine_id is not None:
+            self._quarantine.moved(recorded.quarantine_id, path.relative_to(self._data_dir))
+        self._log.error(
+            "instance.quarantined",
+            study_uid=item.instance.study_uid,
+            sop_instance_uid=item.instance.sop_instance_uid,
+            reason=recorded.reason,
+        )
+
+
+def source_aet(path: Path) -> str:
+    """Source Application Entity Title (0002,0016), which the receiver wrote; empty if absent."""
+    return str(read_file_meta_info(path).get("SourceApplicationEntityTitle", ""))

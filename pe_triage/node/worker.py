@@ -1,0 +1,233 @@
+"""A worker: claims a study, analyses it, persists its results, and nothing else.
+
+The result files are durable before the database says that they exist, and one transaction makes
+the run's end, its results and their deliveries visible together. A worker that lost its lease
+finds its fencing token refused there, and what it wrote is overwritten by the identical objects of
+whoever took over: result UIDs and bytes derive from the run.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+
+from pe_triage.domain import Job, Outcome, ResultKind, StudyManifest, StudyState
+from pe_triage.errors import LeaseLostError, PeTriageError, PermanentError, RetryableError
+from pe_triage.logs import get_logger
+from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study, relevant_instances
+from pe_triage.node.files import result_dir, to_received, write_results
+from pe_triage.node.document import analysis_document
+from pe_triage.store.jobs import JobQueue, ResultRow
+from pe_triage.store.studies import StudyStore
+
+if TYPE_CHECKING:
+    from pe_triage.infer.predictor import Predictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Settings of one worker."""
+
+    owner: str
+    data_dir: Path
+    destinations: tuple[str, ...]
+    lease_s: float
+    poll_s: float = 0.2
+    retry_s: float = 10.0
+
+
+class Worker:
+    """Claims and runs jobs one at a time.
+
+    Parameters
+    ----------
+    queue, studies
+        The store.
+    predictor
+        Loaded once; jobs share it.
+    clock
+        Aware time written into results.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue: JobQueue,
+        studies: StudyStore,
+        predictor: Predictor,
+        analysis: AnalysisOptions,
+        options: WorkerOptions,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._queue = queue
+        self._studies = studies
+        self._predictor = predictor
+        self._analysis = analysis
+        self._options = options
+        self._clock = clock
+        self._log = get_logger(owner=options.owner)
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop`; a claimed job is finished first."""
+        while not stop.is_set():
+            try:
+                worked = self.step()
+            except Exception as error:  # noqa: BLE001 - a database that is away must not end us
+                self._log.error("worker.queue_failed", error=one_line(error))
+                stop.wait(2.0)
+                continue
+            if not worked:
+                stop.wait(self._options.poll_s)
+
+    def step(self) -> bool:
+        """Claim and run one job; False where none is waiting."""
+        job = self._queue.claim(self._options.owner, self._options.lease_s)
+        if job is None:
+            return False
+        log = self._log.bind(study_uid=job.study_uid, job_id=job.job_id, run=job.run)
+        log.info("job.claimed", attempt=job.attempt)
+        with _Heartbeat(self._queue, job, self._options) as heart:
+            try:
+                self._run_job(job, heart, log)
+            except LeaseLostError:
+                log.warning("job.lease_lost")
+            except Exception as error:  # noqa: BLE001 - whatever it was, the job must end visibly
+                self._give_back(job, error, log)
+        return True
+
+    def _run_job(self, job: Job, heart: _Heartbeat, log: Any) -> None:
+        started = time.monotonic()
+        study = self._studies.get(job.study_uid)
+        # A slice that came after the job was queued belongs to the next run.
+        instances = [
+            to_received(stored, self._options.data_dir)
+            for stored in self._studies.instances(job.study_uid, run=job.run)
+        ]
+        if StudyManifest.of(job.study_uid, relevant_instances(instances)).digest != job.manifest_digest:
+            raise PermanentError("the instances held are not those that the run was queued with")
+        analysis = analyse_study(
+            study_uid=job.study_uid,
+            run=job.run,
+            identity=study.identity,
+            instances=instances,
+            predictor=self._predictor,
+            options=self._analysis,
+            predecessors=self._predecessors(job),
+            now=self._clock(),
+            beat=heart.check,
+        )
+        heart.check()
+        self._finish(job, analysis)
+        log.info(
+            "job.finished",
+            outcome=str(analysis.result.outcome),
+            priority=analysis.result.priority and str(analysis.result.priority),
+            objects=len(analysis.objects.objects),
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def _predecessors(self, job: Job) -> list[Dataset]:
+        """Reports that this run's report replaces."""
+        found = []
+        for row in self._queue.earlier_results(job):
+            if row.kind is not ResultKind.SR or row.path is None:
+                continue
+            try:
+                found.append(dcmread(self._options.data_dir / row.path))
+            except (OSError, InvalidDicomError) as error:
+                raise PermanentError(
+                    f"the report of an earlier run cannot be read: {one_line(error)}"
+                ) from None
+        return found
+
+    def _finish(self, job: Job, analysis: Analysis) -> None:
+        result = analysis.result
+        directory = result_dir(self._options.data_dir, job.study_uid, job.run)
+        written = write_results(directory, analysis.objects)
+        rows = [
+            ResultRow(
+                kind=item.kind,
+                sop_class_uid=item.sop_class_uid,
+                sop_instance_uid=item.sop_instance_uid,
+                sha256=sha256,
+                path=path.relative_to(self._options.data_dir),
+            )
+            for item, path, sha256 in written
+        ]
+        self._queue.finish(
+            job,
+            state=(
+                StudyState.NOT_EVALUATED
+                if result.outcome is Outcome.NOT_EVALUATED
+                else StudyState.DONE
+            ),
+            outcome=result.outcome,
+            reason=result.reason,
+            priority=result.priority,
+            document=analysis_document(result),
+            model_sha256=result.model.sha256 if result.model else None,
+            results=rows,
+            destinations=self._options.destinations,
+        )
+
+    def _give_back(self, job: Job, error: Exception, log: Any) -> None:
+        retry = isinstance(error, RetryableError) or not isinstance(error, PeTriageError)
+        log.error("job.failed", error=one_line(error), attempt=job.attempt, retry=retry)
+        if not isinstance(error, PeTriageError):
+            log.debug("job.failed_traceback", exc_info=error)
+        try:
+            self._queue.fail(
+                job, one_line(error), retry=retry, delay_s=self._options.retry_s * job.attempt
+            )
+        except LeaseLostError:
+            log.warning("job.lease_lost")
+
+
+class _Heartbeat:
+    """Renews the lease from a thread of its own while the job runs."""
+
+    def __init__(self, queue: JobQueue, job: Job, options: WorkerOptions) -> None:
+        self._queue = queue
+        self._job = job
+        self._options = options
+        self._done = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> _Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raise `LeaseLostError` as soon as another worker may own the job."""
+        if self._lost.is_set():
+            raise LeaseLostError("the lease of this job was lost")
+
+    def _beat(self) -> None:
+        while not self._done.wait(self._options.lease_s / 3):
+            try:
+                self._queue.heartbeat(self._job, self._options.owner, self._options.lease_s)
+            except LeaseLostError:
+                self._lost.set()
+                return
+            except Exception:  # noqa: BLE001, S112 - a database away for a moment; fencing decides
+                continue
+
+
+def one_line(error: BaseException) -> str:
+    """Return class and first line of an error, bounded: it may end in a log or the database."""
+    text = " ".join(str(error).split())
+    name = "" if isinstance(error, PeTriageError) else f"{type(error).__name__}: "
+    return f"{name}{text}"[:500]
