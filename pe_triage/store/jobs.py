@@ -1,0 +1,461 @@
+"""The job queue: one row for each run of a study, claimed, leased, beaten, fenced.
+
+Runs of one study are worked strictly in order: a run can be claimed only while no earlier one is
+QUEUED or RUNNING. Since a run never comes back from an end, that rule holds without locking the
+other rows. Leases live on the database's clock. A job that nobody finishes within `max_attempts`
+claims ends FAILED, visibly, while the others flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    and_,
+    exists,
+    func,
+    literal,
+    select,
+    update,
+)
+
+from pe_triage.domain import (
+    TERMINAL_STATES,
+    Job,
+    Outcome,
+    Priority,
+    ResultKind,
+    StudyState,
+)
+from pe_triage.errors import LeaseLostError
+from pe_triage.store import schema
+from pe_triage.store.engine import db_now, read, write
+from pe_triage.store.finishing import ResultRow, end_run, write_results
+from pe_triage.store.runs import (
+    ACTIVE,
+    JOB_COLUMNS,
+    QUEUED,
+    RUNNING,
+    StudyChangedError,
+    job_of,
+    lock_study,
+    queue_run,
+)
+from pe_triage.store.schema import Rank
+
+__all__ = ["JobQueue", "QueueDepth", "Rank", "ResultRow", "StudyChangedError"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueDepth:
+    """How much work is left."""
+
+    queued: int
+    running: int
+
+    @property
+    def total(self) -> int:
+        """Jobs that have not ended."""
+        return self.queued + self.running
+
+
+def utc_now() -> datetime:
+    """Wall clock of this machine, for times that people read."""
+    return datetime.now(UTC)
+
+
+_jobs = schema.jobs
+
+
+def claimable(*, lock: bool) -> Select[tuple[int]]:
+    """Next job to work on: by rank, then by age; with `lock`, none that another is taking."""
+    job, earlier = _jobs.alias("job"), _jobs.alias("earlier")
+    statement = (
+        select(job.c.job_id)
+        .where(
+            job.c.state == QUEUED,
+            job.c.available_at <= db_now(),
+            ~exists(
+                select(literal(1)).where(
+                    earlier.c.study_uid == job.c.study_uid,
+                    earlier.c.run < job.c.run,
+                    earlier.c.state.in_(ACTIVE),
+                )
+            ),
+        )
+        .order_by(job.c.rank, job.c.available_at, job.c.job_id)
+        .limit(1)
+    )
+    # Said to PostgreSQL only: SQLite has one writer, and SQLAlchemy leaves the words out there.
+    return statement.with_for_update(skip_locked=True, of=job) if lock else statement
+
+
+def _expired() -> ColumnElement[bool]:
+    return and_(_jobs.c.state == RUNNING, _jobs.c.lease_until < db_now())
+
+
+class JobQueue:
+    """Queue of runs, shared by any number of processes and machines.
+
+    Parameters
+    ----------
+    engine
+        From `engine.open_engine`.
+    max_attempts
+        Claims of one job before it ends FAILED.
+    clock
+        For times that people read; leases use the database's own.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_attempts: int = 3,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._engine = engine
+        self._max_attempts = max_attempts
+        self._clock = clock
+
+    def enqueue(
+        self,
+        study_uid: str,
+        manifest_digest: str,
+        *,
+        rank: int = Rank.ROUTINE,
+        forced: bool = False,
+    ) -> Job | None:
+        """Queue a run of everything that is held of a study.
+
+        A newest run that is queued and was never claimed takes the larger manifest over, so that
+        a slice that comes while the study waits makes one run and not two.
+
+        Parameters
+        ----------
+        manifest_digest
+            Of all instances held, see `StudyStore.manifest`; checked inside the transaction, so
+            that a slice that came since the caller looked is never left out of the run.
+        rank
+            `Rank`, or any number; the smaller is claimed first.
+        forced
+            Make a new run even of a manifest that the newest run already had (reprocess).
+
+        Returns
+        -------
+        Job or None
+            None where the newest run already is about these instances (the study goes back to
+            where that run stands), or the study is quarantined.
+
+        Raises
+        ------
+        StudyChangedError
+            The study holds other instances than the digest says. It stays as it is.
+        StudyNotFoundError
+            Unknown, or nothing of it is held.
+        InputError
+            `forced` on a quarantined study.
+        """
+
+        def work(connection: Connection) -> Job | None:
+            return queue_run(
+                connection, study_uid, manifest_digest, rank=rank, forced=forced, at=self._clock()
+            )
+
+        return write(self._engine, work)
+
+    def claim(self, owner: str, lease_s: float) -> Job | None:
+        """Take the next job for `lease_s` seconds, or None.
+
+        Jobs whose lease ran out come back first: to the queue, or to FAILED after `max_attempts`.
+
+        Parameters
+        ----------
+        owner
+            Names the claiming process; see `release_owner`.
+        """
+        with read(self._engine) as connection:
+            # An idle worker looks without taking SQLite's one write lock.
+            expired = connection.execute(select(exists().where(_expired()))).scalar_one()
+            waiting = connection.execute(claimable(lock=False)).first()
+        if expired:
+            self.reap()
+        elif waiting is None:
+            return None
+        statement = (
+            update(_jobs)
+            .where(_jobs.c.job_id == claimable(lock=True).scalar_subquery())
+            .values(
+                state=RUNNING,
+                attempts=_jobs.c.attempts + 1,
+                fencing_token=_jobs.c.fencing_token + 1,
+                lease_owner=owner,
+                lease_until=db_now() + lease_s,
+            )
+            .returning(*JOB_COLUMNS)
+        )
+        row = write(self._engine, lambda c: c.execute(statement).one_or_none())
+        return None if row is None else job_of(row)
+
+    def heartbeat(self, job: Job, owner: str, lease_s: float) -> None:
+        """Hold `job` for `lease_s` seconds from now.
+
+        Raises
+        ------
+        LeaseLostError
+            The job was given to another, ended, or released: stop and throw the work away.
+        """
+        statement = (
+            update(_jobs)
+            .where(
+                _jobs.c.job_id == job.job_id,
+                _jobs.c.fencing_token == job.fencing_token,
+                _jobs.c.lease_owner == owner,
+                _jobs.c.state == RUNNING,
+            )
+            .values(lease_until=db_now() + lease_s)
+            .returning(_jobs.c.job_id)
+        )
+        if write(self._engine, lambda c: c.execute(statement).one_or_none()) is None:
+            raise _lease_lost(job)
+
+    def finish(
+        self,
+        job: Job,
+        *,
+        state: StudyState,
+        outcome: Outcome | None,
+        reason: str | None,
+        priority: Priority | None,
+        document: Mapping[str, Any],
+        model_sha256: str | None,
+        results: Sequence[ResultRow],
+        destinations: Sequence[str],
+    ) -> None:
+        """End `job`: its answer, its results, their deliveries and its study, in one transaction.
+
+        Doing it twice with the same job is harmless: the second call finds it done.
+
+        Parameters
+        ----------
+        document
+            Keys ``series_uid``, ``exam``, ``pe_probability``, ``findings``, ``slices``, ``model``
+            of the show document; others are shown as they are.
+        results
+            In the order in which they should be sent; their files are durable already.
+        destinations
+            Each gets every result that is a DICOM object.
+
+        Raises
+        ------
+        LeaseLostError
+            The fencing token is old. Nothing was written.
+        """
+        if state not in TERMINAL_STATES:
+            raise ValueError(f"a run cannot end in {state}")
+
+        def work(connection: Connection) -> None:
+            study = lock_study(connection, job.study_uid)
+            row = _held_job(connection, job)
+            if row is None:
+                return
+            end_run(
+                connection,
+                study,
+                job,
+                state=state,
+                at=self._clock(),
+                values={
+                    "outcome": None if outcome is None else outcome.value,
+                    "reason": reason,
+                    "priority": None if priority is None else priority.value,
+                    "model_sha256": model_sha256,
+                    "document": {k: v for k, v in document.items() if k != "slices"},
+                    "slices": list(document.get("slices") or ()),
+                },
+            )
+            write_results(connection, job, priority, results, destinations)
+
+        write(self._engine, work)
+
+    def fail(self, job: Job, error: str, *, retry: bool, delay_s: float = 0.0) -> StudyState:
+        """Say that an attempt went wrong.
+
+        Parameters
+        ----------
+        error
+            One line without patient identity; shown to people.
+        retry
+            Whether another attempt could succeed; after `max_attempts` there is none.
+
+        Returns
+        -------
+        StudyState
+            QUEUED (again in `delay_s` seconds) or FAILED.
+
+        Raises
+        ------
+        LeaseLostError
+            The fencing token is old.
+        """
+
+        def work(connection: Connection) -> StudyState:
+            study = lock_study(connection, job.study_uid)
+            row = _held_job(connection, job)
+            if row is None:
+                raise _lease_lost(job)
+            return self._give_back(connection, study, row, error, retry=retry, delay_s=delay_s)
+
+        return write(self._engine, work)
+
+    def release_owner(self, owner_prefix: str, error: str = "the worker process died") -> int:
+        """Give back at once what a dead process held; the attempt counts.
+
+        Parameters
+        ----------
+        owner_prefix
+            Start of the owner's name. End it with a separator, or worker 1 is taken for worker 10.
+
+        Returns
+        -------
+        int
+            Jobs given back or failed.
+        """
+        if not owner_prefix:
+            raise ValueError("an empty prefix would release everyone's jobs")
+        return self._release(_jobs.c.lease_owner.startswith(owner_prefix, autoescape=True), error)
+
+    def reap(self) -> int:
+        """Give back jobs whose lease ran out; `claim` does it by itself. Returns how many."""
+        return self._release(_expired(), "the lease ran out: the worker died or hung")
+
+    def latest(self, study_uid: str) -> Job | None:
+        """Newest run of a study, whatever its state; None where there is none."""
+        statement = (
+            select(*JOB_COLUMNS)
+            .where(_jobs.c.study_uid == study_uid)
+            .order_by(_jobs.c.run.desc())
+            .limit(1)
+        )
+        with read(self._engine) as connection:
+            row = connection.execute(statement).one_or_none()
+        return None if row is None else job_of(row)
+
+    def earlier_results(self, job: Job) -> list[ResultRow]:
+        """Results of the newest earlier run that made any: what `job`'s results supersede."""
+        results = schema.results
+        newest = (
+            select(func.max(_jobs.c.run))
+            .join(results, results.c.job_id == _jobs.c.job_id)
+            .where(_jobs.c.study_uid == job.study_uid, _jobs.c.run < job.run)
+            .scalar_subquery()
+        )
+        statement = (
+            select(results)
+            .join(_jobs, results.c.job_id == _jobs.c.job_id)
+            .where(_jobs.c.study_uid == job.study_uid, _jobs.c.run == newest)
+            .order_by(results.c.ordinal)
+        )
+        with read(self._engine) as connection:
+            return [
+                ResultRow(
+                    kind=ResultKind(row.kind),
+                    sop_class_uid=row.sop_class_uid,
+                    sop_instance_uid=row.sop_instance_uid,
+                    sha256=row.sha256,
+                    path=None if row.path is None else Path(row.path),
+                )
+                for row in connection.execute(statement)
+            ]
+
+    def pending(self) -> QueueDepth:
+        """Jobs that have not ended, for draining and for scaling."""
+        statement = (
+            select(_jobs.c.state, func.count().label("jobs"))
+            .where(_jobs.c.state.in_(ACTIVE))
+            .group_by(_jobs.c.state)
+        )
+        with read(self._engine) as connection:
+            counts = {row.state: row.jobs for row in connection.execute(statement)}
+        return QueueDepth(queued=counts.get(QUEUED, 0), running=counts.get(RUNNING, 0))
+
+    def _release(self, which: ColumnElement[bool], error: str) -> int:
+        candidates = select(_jobs.c.job_id, _jobs.c.study_uid).where(
+            _jobs.c.state == RUNNING, which
+        )
+        with read(self._engine) as connection:
+            found = connection.execute(candidates.order_by(_jobs.c.job_id)).all()
+
+        def give_back(job_id: int, study_uid: str) -> int:
+            # One transaction each, and the study before the job, as everywhere.
+            def work(connection: Connection) -> int:
+                study = lock_study(connection, study_uid)
+                row = connection.execute(
+                    select(_jobs)
+                    .where(_jobs.c.job_id == job_id, _jobs.c.state == RUNNING, which)
+                    .with_for_update()
+                ).one_or_none()
+                if row is None:
+                    return 0
+                self._give_back(connection, study, row, error, retry=True, delay_s=None)
+                return 1
+
+            return write(self._engine, work)
+
+        return sum(give_back(row.job_id, row.study_uid) for row in found)
+
+    def _give_back(
+        self,
+        connection: Connection,
+        study: Row[Any],
+        row: Row[Any],
+        error: str,
+        *,
+        retry: bool,
+        delay_s: float | None,
+    ) -> StudyState:
+        """Queue a held job again, in `delay_s` or keeping its place (None); or end it."""
+        if not retry or row.attempts >= self._max_attempts:
+            reason = error if not retry else f"gave up after {row.attempts} attempts: {error}"
+            end_run(
+                connection,
+                study,
+                job_of(row),
+                state=StudyState.FAILED,
+                at=self._clock(),
+                values={"last_error": error, "reason": reason},
+            )
+            return StudyState.FAILED
+        values: dict[str, Any] = {
+            "state": QUEUED,
+            "lease_owner": None,
+            "lease_until": None,
+            "last_error": error,
+        }
+        if delay_s is not None:
+            values["available_at"] = db_now() + delay_s
+        connection.execute(update(_jobs).where(_jobs.c.job_id == row.job_id).values(**values))
+        return StudyState.QUEUED
+
+
+def _held_job(connection: Connection, job: Job) -> Row[Any] | None:
+    """Row of a job that `job` still holds; None where the same claim has ended it already."""
+    row = connection.execute(
+        select(_jobs).where(_jobs.c.job_id == job.job_id).with_for_update()
+    ).one_or_none()
+    if row is None or row.fencing_token != job.fencing_token or row.state == QUEUED:
+        raise _lease_lost(job)
+    return row if row.state == RUNNING else None
+
+
+def _lease_lost(job: Job) -> LeaseLostError:
+    return LeaseLostError(f"run {job.run} of study {job.study_uid} is no longer held")

@@ -1,0 +1,259 @@
+"""The outbox: every result object on its way to every destination, most urgent first.
+
+What is persisted is sent, also where a newer run has superseded it: a PACS that holds the newer
+result can then resolve the predecessor that it names. When to try again is the caller's decision;
+this room keeps the appointment, on the database's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, exists, func, select, update
+
+from pe_triage.domain import Delivery, DeliveryState, ResultKind
+from pe_triage.store import schema
+from pe_triage.store.engine import db_now, read, write
+from pe_triage.store.jobs import utc_now
+
+PENDING = DeliveryState.PENDING
+SENT = DeliveryState.SENT
+WARNING = DeliveryState.WARNING
+COMMITTED = DeliveryState.COMMITTED
+PARKED = DeliveryState.PARKED
+
+DELIVERED: tuple[DeliveryState, ...] = (SENT, WARNING, COMMITTED)
+"""The destination has it."""
+
+TRANSITIONS: Mapping[DeliveryState, frozenset[DeliveryState]] = {
+    PENDING: frozenset({PENDING, SENT, WARNING, COMMITTED, PARKED}),
+    # A late word from a slower sender never takes back that the object arrived.
+    SENT: frozenset({COMMITTED}),
+    WARNING: frozenset({COMMITTED}),
+    COMMITTED: frozenset(),
+    # By `requeue_parked`, which a person asks for; not by `mark`.
+    PARKED: frozenset(),
+}
+"""From which state `mark` may lead where; anything else is ignored and said so."""
+
+
+class Outbox:
+    """Deliveries, shared by any number of processes.
+
+    Parameters
+    ----------
+    engine
+        From `engine.open_engine`.
+    data_dir
+        `Delivery.path` is absolute: inside it.
+    clock
+        For ``sent_at`` and ``delivered_at``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        data_dir: Path,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._engine = engine
+        self._data_dir = data_dir
+        self._clock = clock
+
+    def due(self, destination: str, limit: int) -> list[Delivery]:
+        """Deliveries to `destination` whose time has come.
+
+        HIGH, MEDIUM, LOW, then without priority; within each the oldest run first, and the objects
+        of a run in their order.
+        """
+        deliveries, results, jobs = schema.deliveries, schema.results, schema.jobs
+        statement = (
+            select(deliveries, results, jobs.c.study_uid)
+            .join(results, deliveries.c.result_id == results.c.result_id)
+            .join(jobs, deliveries.c.job_id == jobs.c.job_id)
+            .where(
+                deliveries.c.destination == destination,
+                deliveries.c.state == PENDING.value,
+                deliveries.c.next_attempt_at <= db_now(),
+            )
+            .order_by(
+                deliveries.c.urgency,
+                deliveries.c.queued_at,
+                deliveries.c.job_id,
+                deliveries.c.ordinal,
+            )
+            .limit(limit)
+        )
+        with read(self._engine) as connection:
+            return [self._delivery(row._mapping) for row in connection.execute(statement)]
+
+    def destinations_with_due(self) -> list[str]:
+        """Destinations that have something due now, by name."""
+        deliveries = schema.deliveries
+        statement = (
+            select(deliveries.c.destination)
+            .where(deliveries.c.state == PENDING.value, deliveries.c.next_attempt_at <= db_now())
+            .distinct()
+            .order_by(deliveries.c.destination)
+        )
+        with read(self._engine) as connection:
+            return list(connection.execute(statement).scalars())
+
+    def next_due_s(self, destination: str) -> float | None:
+        """Seconds until something is due to `destination`: 0 now, None where nothing waits."""
+        deliveries = schema.deliveries
+        statement = select(func.min(deliveries.c.next_attempt_at) - db_now()).where(
+            deliveries.c.destination == destination, deliveries.c.state == PENDING.value
+        )
+        with read(self._engine) as connection:
+            seconds = connection.execute(statement).scalar_one()
+        return None if seconds is None else max(0.0, float(seconds))
+
+    def waiting(self) -> dict[str, int]:
+        """Destination to number of objects that it has not taken yet (parked ones excepted)."""
+        deliveries = schema.deliveries
+        statement = (
+            select(deliveries.c.destination, func.count().label("waiting"))
+            .where(deliveries.c.state == PENDING.value)
+            .group_by(deliveries.c.destination)
+        )
+        with read(self._engine) as connection:
+            return {row.destination: row.waiting for row in connection.execute(statement)}
+
+    def age_s(self, delivery_id: int) -> float:
+        """Seconds since the result was persisted, by which a caller gives up.
+
+        Raises
+        ------
+        LookupError
+            No such delivery.
+        """
+        deliveries = schema.deliveries
+        statement = select(db_now() - deliveries.c.queued_at).where(
+            deliveries.c.delivery_id == delivery_id
+        )
+        with read(self._engine) as connection:
+            age = connection.execute(statement).scalar_one_or_none()
+        if age is None:
+            raise LookupError(f"no delivery {delivery_id}")
+        return max(0.0, float(age))
+
+    def mark(
+        self,
+        delivery_id: int,
+        state: DeliveryState,
+        error: str | None = None,
+        retry_in_s: float | None = None,
+    ) -> bool:
+        """Say what became of an attempt, which counts it (a commitment is no attempt).
+
+        The run's ``delivered_at`` is set when this was the last of its deliveries.
+
+        Parameters
+        ----------
+        error
+            What the destination said; kept with WARNING too. One line without patient identity.
+        retry_in_s
+            With PENDING: seconds until the next attempt.
+
+        Returns
+        -------
+        bool
+            False where `TRANSITIONS` does not lead from where the delivery stands: nothing done.
+
+        Raises
+        ------
+        LookupError
+            No such delivery.
+        """
+        if (state is PENDING) != (retry_in_s is not None):
+            raise ValueError("retry_in_s goes with PENDING, and only with it")
+        deliveries = schema.deliveries
+
+        def work(connection: Connection) -> bool:
+            row = _locked(connection, delivery_id)
+            was = DeliveryState(row.state)
+            if state not in TRANSITIONS[was]:
+                return False
+            values: dict[str, Any] = {"state": state.value}
+            if was is PENDING:
+                values |= {"attempts": row.attempts + 1, "last_error": error}
+            elif error is not None:
+                values["last_error"] = error
+            if retry_in_s is not None:
+                values["next_attempt_at"] = db_now() + retry_in_s
+            if state in DELIVERED and row.sent_at is None:
+                values["sent_at"] = self._clock()
+            connection.execute(
+                update(deliveries).where(deliveries.c.delivery_id == delivery_id).values(**values)
+            )
+            if state in DELIVERED:
+                self._complete(connection, row.job_id)
+            return True
+
+        return write(self._engine, work)
+
+    def requeue_parked(self, destination: str | None = None) -> int:
+        """Try parked deliveries again from now on; to one destination, or to all.
+
+        Returns
+        -------
+        int
+            How many were parked.
+        """
+        deliveries = schema.deliveries
+        parked = deliveries.c.state == PARKED.value
+        if destination is not None:
+            parked &= deliveries.c.destination == destination
+        # queued_at too: a caller gives up by age, and a person has just asked for more patience.
+        statement = (
+            update(deliveries)
+            .where(parked)
+            .values(state=PENDING.value, next_attempt_at=db_now(), queued_at=db_now())
+            .returning(deliveries.c.delivery_id)
+        )
+        return write(self._engine, lambda c: len(c.execute(statement).all()))
+
+    def _complete(self, connection: Connection, job_id: int) -> None:
+        jobs, deliveries = schema.jobs, schema.deliveries
+        # The job's lock orders two senders that mark its last two deliveries at the same moment:
+        # the second one's next statement sees what the first has committed.
+        connection.execute(select(jobs.c.job_id).where(jobs.c.job_id == job_id).with_for_update())
+        undelivered = exists().where(
+            deliveries.c.job_id == job_id,
+            deliveries.c.state.not_in([s.value for s in DELIVERED]),
+        )
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.job_id == job_id, jobs.c.delivered_at.is_(None), ~undelivered)
+            .values(delivered_at=self._clock())
+        )
+
+    def _delivery(self, row: Mapping[Any, Any]) -> Delivery:
+        deliveries, results = schema.deliveries, schema.results
+        return Delivery(
+            delivery_id=row[deliveries.c.delivery_id],
+            study_uid=row[schema.jobs.c.study_uid],
+            destination=row[deliveries.c.destination],
+            kind=ResultKind(row[results.c.kind]),
+            sop_class_uid=row[results.c.sop_class_uid],
+            sop_instance_uid=row[results.c.sop_instance_uid],
+            path=self._data_dir / row[results.c.path],
+            state=DeliveryState(row[deliveries.c.state]),
+            attempts=row[deliveries.c.attempts],
+            last_error=row[deliveries.c.last_error],
+        )
+
+
+def _locked(connection: Connection, delivery_id: int) -> Row[Any]:
+    deliveries = schema.deliveries
+    row = connection.execute(
+        select(deliveries).where(deliveries.c.delivery_id == delivery_id).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise LookupError(f"no delivery {delivery_id}")
+    return row

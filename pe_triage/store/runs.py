@@ -1,0 +1,171 @@
+"""How a study gets a run: a new row in the queue, or a larger manifest for one that still waits."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from pe_triage.domain import TERMINAL_STATES, Job, StudyState
+from pe_triage.errors import InputError, RetryableError, StudyNotFoundError
+from pe_triage.store import schema
+from pe_triage.store.engine import db_now
+from pe_triage.store.studies import manifest
+
+QUEUED = StudyState.QUEUED.value
+RUNNING = StudyState.RUNNING.value
+ACTIVE = (QUEUED, RUNNING)
+"""States of a run that has not ended."""
+
+_jobs = schema.jobs
+_studies = schema.studies
+
+JOB_COLUMNS = (
+    _jobs.c.job_id,
+    _jobs.c.study_uid,
+    _jobs.c.run,
+    _jobs.c.manifest_digest,
+    _jobs.c.attempts,
+    _jobs.c.fencing_token,
+    _jobs.c.received_at,
+    _jobs.c.last_image_at,
+)
+"""What `job_of` reads."""
+
+
+class StudyChangedError(RetryableError):
+    """The manifest to queue is not the one that the store holds now; look again."""
+
+
+def job_of(row: Row[Any, *tuple[Any, ...]]) -> Job:
+    """Turn a row that holds `JOB_COLUMNS` into the domain's value."""
+    return Job(
+        job_id=row.job_id,
+        study_uid=row.study_uid,
+        run=row.run,
+        manifest_digest=row.manifest_digest,
+        attempt=row.attempts,
+        fencing_token=row.fencing_token,
+        received_at=row.received_at,
+        last_image_at=row.last_image_at,
+    )
+
+
+def lock_study(connection: Connection, study_uid: str) -> Row[Any]:
+    """Lock a study's row. Whoever also locks its jobs locks the study first: no dead-locks.
+
+    Raises
+    ------
+    StudyNotFoundError
+        No study of that UID is known.
+    """
+    row = connection.execute(
+        select(_studies).where(_studies.c.study_uid == study_uid).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise StudyNotFoundError(study_uid)
+    return row
+
+
+def queue_run(
+    connection: Connection,
+    study_uid: str,
+    manifest_digest: str,
+    *,
+    rank: int,
+    forced: bool,
+    at: datetime,
+) -> Job | None:
+    """Queue a run; see `JobQueue.enqueue`."""
+    study = lock_study(connection, study_uid)
+    if study.state == StudyState.QUARANTINED:
+        if forced:
+            raise InputError(f"study is quarantined: {study_uid}")
+        return None
+    held = manifest(connection, study_uid)
+    if not held.entries:
+        raise StudyNotFoundError(study_uid)
+    if held.digest != manifest_digest:
+        raise StudyChangedError(f"study changed while it was being queued: {study_uid}")
+    newest = connection.execute(
+        select(_jobs).where(_jobs.c.study_uid == study_uid, _jobs.c.run == study.run)
+    ).one_or_none()
+    if newest is not None and not forced:
+        # A run that quarantine ended says nothing of these instances.
+        if newest.manifest_digest == manifest_digest and newest.state != StudyState.QUARANTINED:
+            state = newest.state if newest.state in TERMINAL_STATES else QUEUED
+            _set_study(connection, study_uid, state=state)
+            return None
+        if newest.state == QUEUED and newest.attempts == 0:
+            return _widen(connection, study, newest, manifest_digest, rank, at)
+    return _add_run(connection, study, manifest_digest, rank, at)
+
+
+def _widen(
+    connection: Connection, study: Row[Any], newest: Row[Any], digest: str, rank: int, at: datetime
+) -> Job:
+    row = connection.execute(
+        update(_jobs)
+        .where(_jobs.c.job_id == newest.job_id, _jobs.c.state == QUEUED, _jobs.c.attempts == 0)
+        .values(
+            manifest_digest=digest,
+            rank=min(int(rank), newest.rank),
+            received_at=study.received_at,
+            last_image_at=study.last_image_at,
+        )
+        .returning(*JOB_COLUMNS)
+    ).one_or_none()
+    if row is None:
+        # It was claimed at this moment: what is new makes the next run.
+        return _add_run(connection, study, digest, rank, at)
+    _take_instances(connection, study.study_uid, newest.run)
+    _set_study(connection, study.study_uid, state=QUEUED)
+    return job_of(row)
+
+
+def _add_run(connection: Connection, study: Row[Any], digest: str, rank: int, at: datetime) -> Job:
+    run = study.run + 1
+    job_id = connection.execute(
+        insert(_jobs)
+        .values(
+            study_uid=study.study_uid,
+            run=run,
+            manifest_digest=digest,
+            state=QUEUED,
+            rank=int(rank),
+            available_at=db_now(),
+            attempts=0,
+            fencing_token=0,
+            superseded=False,
+            received_at=study.received_at,
+            last_image_at=study.last_image_at,
+            created_at=at,
+        )
+        .returning(_jobs.c.job_id)
+    ).scalar_one()
+    _take_instances(connection, study.study_uid, run)
+    _set_study(connection, study.study_uid, state=QUEUED, run=run)
+    return Job(
+        job_id=job_id,
+        study_uid=study.study_uid,
+        run=run,
+        manifest_digest=digest,
+        attempt=0,
+        fencing_token=0,
+        received_at=study.received_at,
+        last_image_at=study.last_image_at,
+    )
+
+
+def _take_instances(connection: Connection, study_uid: str, run: int) -> None:
+    instances = schema.instances
+    connection.execute(
+        update(instances)
+        .where(instances.c.study_uid == study_uid, instances.c.run.is_(None))
+        .values(run=run)
+    )
+
+
+def _set_study(connection: Connection, study_uid: str, **values: Any) -> None:
+    connection.execute(update(_studies).where(_studies.c.study_uid == study_uid).values(**values))

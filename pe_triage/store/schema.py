@@ -1,0 +1,263 @@
+"""The tables. Migrations must produce exactly these; a test compares them on both databases.
+
+Times that people read are `UtcDateTime`. Times that decide who may work (``available_at``,
+``lease_until``, ``next_attempt_at``, ``queued_at``) are epoch seconds on the database's clock, see
+`engine.db_now`, so that the clocks of several machines never meet.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    text,
+)
+
+from pe_triage.domain import Priority
+from pe_triage.store.types import SafeText, UtcDateTime
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Uid = SafeText
+"""PS3.5 section 9.1 allows 64 characters; a sender's mistake must not make a batch unstorable."""
+
+Digest = String(64)
+"""SHA-256 in hex."""
+
+RowId = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite numbers rows by itself only in a column of type INTEGER."""
+
+
+class Rank(IntEnum):
+    """Where a job stands in the queue before age counts; the smaller is claimed first."""
+
+    STAT = 0
+    ROUTINE = 100
+    BACKFILL = 200
+
+
+class QuarantineKind(StrEnum):
+    """Why an instance was set aside."""
+
+    CONTENT = "CONTENT"
+    """Its SOP Instance UID is held with other bytes."""
+    IDENTITY = "IDENTITY"
+    """Its study is held under another patient."""
+    ELSEWHERE = "ELSEWHERE"
+    """Its SOP Instance UID is held under another study."""
+    OTHER = "OTHER"
+    """Something else, such as an unreadable file."""
+
+
+class QuarantineState(StrEnum):
+    """What a person has decided on it."""
+
+    HELD = "HELD"
+    RELEASED = "RELEASED"
+    DISCARDED = "DISCARDED"
+
+
+URGENCY: dict[Priority | None, int] = {
+    Priority.HIGH: 0,
+    Priority.MEDIUM: 1,
+    Priority.LOW: 2,
+    None: 3,
+}
+"""How the worklist and the outbox order priorities."""
+
+NO_URGENCY = URGENCY[None]
+
+studies = Table(
+    "studies",
+    metadata,
+    Column("study_uid", Uid, primary_key=True),
+    Column("patient_id", SafeText, nullable=False),
+    Column("issuer", SafeText, nullable=False),
+    # RUNNING is never stored: a QUEUED study whose newest job is RUNNING is (see `documents`).
+    Column("state", String(16), nullable=False),
+    Column("run", Integer, nullable=False),
+    # Everything held but our own results, and the CT images among it.
+    Column("instances", Integer, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("urgency", Integer, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("last_image_at", UtcDateTime, nullable=False),
+    Column("last_activity_at", UtcDateTime, nullable=False),
+    Column("quarantine_reason", SafeText),
+    Index("ix_studies_worklist", "urgency", "received_at", "study_uid"),
+    Index(
+        "ix_studies_receiving",
+        "study_uid",
+        postgresql_where=text("state = 'RECEIVING'"),
+        sqlite_where=text("state = 'RECEIVING'"),
+    ),
+)
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("instance_id", RowId, primary_key=True),
+    Column("study_uid", Uid, ForeignKey("studies.study_uid", ondelete="CASCADE"), nullable=False),
+    # Unique over all studies: a SOP Instance UID names one object in the world (PS3.5 9).
+    Column("sop_instance_uid", Uid, nullable=False, unique=True),
+    Column("series_uid", Uid, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("sop_class_uid", Uid, nullable=False),
+    Column("transfer_syntax_uid", Uid, nullable=False),
+    Column("sha256", Digest, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    # Relative to the data directory, POSIX separators.
+    Column("path", SafeText, nullable=False),
+    Column("association_id", SafeText, nullable=False),
+    Column("calling_aet", SafeText, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    # First run whose manifest holds it; null while no run does.
+    Column("run", Integer),
+    Column("facts", JSON, nullable=False),
+    Index(None, "study_uid", "run"),
+)
+
+arrivals = Table(
+    "arrivals",
+    metadata,
+    Column("study_uid", Uid, ForeignKey("studies.study_uid", ondelete="CASCADE"), primary_key=True),
+    Column("association_id", SafeText, primary_key=True),
+    Column("calling_aet", SafeText, nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("first_at", UtcDateTime, nullable=False),
+    Column("last_at", UtcDateTime, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", RowId, primary_key=True),
+    Column("study_uid", Uid, ForeignKey("studies.study_uid", ondelete="CASCADE"), nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("manifest_digest", Digest, nullable=False),
+    Column("model_sha256", Digest),
+    Column("state", String(16), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("available_at", Double, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("lease_owner", SafeText),
+    Column("lease_until", Double),
+    Column("fencing_token", Integer, nullable=False),
+    Column("last_error", SafeText),
+    Column("superseded", Boolean, nullable=False),
+    Column("outcome", String(16)),
+    Column("reason", SafeText),
+    Column("priority", String(8)),
+    Column("document", JSON(none_as_null=True)),
+    # Apart from the document, so that a page of the worklist does not read it.
+    Column("slices", JSON(none_as_null=True)),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("last_image_at", UtcDateTime, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("completed_at", UtcDateTime),
+    Column("delivered_at", UtcDateTime),
+    UniqueConstraint("study_uid", "run"),
+    Index(
+        "ix_jobs_claim",
+        "rank",
+        "available_at",
+        "job_id",
+        postgresql_where=text("state = 'QUEUED'"),
+        sqlite_where=text("state = 'QUEUED'"),
+    ),
+    # One run of a study at a time, even if a statement above it were wrong.
+    Index(
+        "uq_jobs_running",
+        "study_uid",
+        unique=True,
+        postgresql_where=text("state = 'RUNNING'"),
+        sqlite_where=text("state = 'RUNNING'"),
+    ),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("result_id", RowId, primary_key=True),
+    Column("job_id", RowId, ForeignKey("jobs.job_id", ondelete="CASCADE"), nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("sop_class_uid", Uid),
+    Column("sop_instance_uid", Uid, unique=True),
+    Column("sha256", Digest),
+    Column("path", SafeText),
+    UniqueConstraint("job_id", "ordinal"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("delivery_id", RowId, primary_key=True),
+    Column("result_id", RowId, ForeignKey("results.result_id", ondelete="CASCADE"), nullable=False),
+    Column("job_id", RowId, ForeignKey("jobs.job_id", ondelete="CASCADE"), nullable=False),
+    Column("destination", SafeText, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("urgency", Integer, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("queued_at", Double, nullable=False),
+    Column("next_attempt_at", Double, nullable=False),
+    Column("last_error", SafeText),
+    Column("sent_at", UtcDateTime),
+    UniqueConstraint("result_id", "destination"),
+    Index(None, "job_id", "state"),
+    Index(
+        "ix_deliveries_due",
+        "destination",
+        "urgency",
+        "queued_at",
+        "job_id",
+        "ordinal",
+        postgresql_where=text("state = 'PENDING'"),
+        sqlite_where=text("state = 'PENDING'"),
+    ),
+    Index(
+        "ix_deliveries_next",
+        "destination",
+        "next_attempt_at",
+        postgresql_where=text("state = 'PENDING'"),
+        sqlite_where=text("state = 'PENDING'"),
+    ),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("quarantine_id", RowId, primary_key=True),
+    # No foreign key: what was set aside may belong to no study that is held.
+    Column("study_uid", Uid),
+    Column("sop_instance_uid", Uid),
+    Column("sha256", Digest),
+    Column("path", SafeText, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("reason", SafeText, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("decided_at", UtcDateTime),
+    Index(None, "study_uid", "sop_instance_uid", "sha256"),
+)
