@@ -7,13 +7,15 @@ Neighbours show the same clot, so slices are taken greedily with a distance alon
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pe_triage.domain import CtVolume, KeySlice
-from pe_triage.infer.gradcam import Score, gradcam
+from pe_triage.imaging.windows import square_offset_yx
+from pe_triage.infer.gradcam import Score, gradcam, normalise
 from pe_triage.infer.predictor import Inference, Predictor
 
 FEWEST: Final = 3
@@ -48,6 +50,29 @@ def choose_slices(
             if len(chosen) == wanted:
                 break
     return tuple(sorted(chosen))
+
+
+def on_slice(map_hw: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    """Take the part of the network's grid that covers the slice itself.
+
+    The network sees a slice that is not square in a square of air. The map is cut to the slice
+    with as many cells as the slice covers, rounded up, by linear interpolation between cell
+    centres, and scaled to its maximum again. A square slice keeps its map as it is.
+    """
+    if rows == columns:
+        return map_hw
+    side = max(rows, columns)
+    weights = []
+    for extent, offset, cells in zip(
+        (rows, columns), square_offset_yx(rows, columns), map_hw.shape, strict=True
+    ):
+        kept = max(1, math.ceil(cells * extent / side))
+        centres = (offset + (np.arange(kept) + 0.5) * extent / kept) * cells / side - 0.5
+        centres = np.clip(centres, 0, cells - 1)
+        weights.append(np.clip(1 - np.abs(centres[:, None] - np.arange(cells)), 0, None))
+    cut = (weights[0] @ map_hw @ weights[1].T).astype(np.float32)
+    scaled: NDArray[np.float32] = normalise(cut[None])[0]
+    return scaled
 
 
 def peak_in_voxels(heatmap_yx: NDArray[np.float32], rows: int, columns: int) -> tuple[float, float]:
@@ -92,8 +117,9 @@ def key_slices(
     )
     images = predictor.images(volume.hu_zyx[list(slices)])
     maps_kdhw = predictor.runtime.maps(images)
-    heatmaps = gradcam(predictor.network, inference.feat_zd, maps_kdhw, slices, score)
+    maps = gradcam(predictor.network, inference.feat_zd, maps_kdhw, slices, score)
     rows, columns = volume.hu_zyx.shape[1:]
+    heatmaps = [on_slice(map_hw, rows, columns) for map_hw in maps]
     return tuple(
         KeySlice(
             z=z,

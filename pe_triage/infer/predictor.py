@@ -72,6 +72,7 @@ class Predictor:
     ) -> None:
         where = choose_device(device)
         bundle = load_bundle(bundle_path)
+        self._path = bundle_path
         self._card = bundle.card
         self._network = bundle.network
         self._windows = tuple(
@@ -86,6 +87,11 @@ class Predictor:
     def identity(self) -> ModelIdentity:
         """Which model answers."""
         return self._identity
+
+    @property
+    def path(self) -> Path:
+        """Directory of the bundle."""
+        return self._path
 
     @property
     def card(self) -> BundleCard:

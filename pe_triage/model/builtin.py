@@ -11,7 +11,6 @@ and heatmaps have shape. They mean nothing all the same.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +32,7 @@ from pe_triage.model.spec import ATTENTION_BILSTM, ModelSpec
 UNTRAINED_VERSION: Final = "1"
 SEED: Final = 20_260_101
 _CALIBRATION_SIZE: Final = 128
+_GATE_DAMPING: Final = 1e-4
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 """Written as the time of making: the content is the same whenever it is made."""
 
@@ -107,6 +107,8 @@ def _initialise(module: nn.Module, name: str, seed: int) -> None:
         if is_weighted and parameter.dim() > 1:
             fan_in = parameter[0].numel()
             gain = 6.0 if isinstance(module, nn.Conv2d) else 3.0
+            if ".se." in name:  # random gates multiply: through the depth they would run away
+                gain *= _GATE_DAMPING
             bound = (gain / fan_in) ** 0.5
             parameter.copy_(_uniform(tuple(parameter.shape), bound, f"{name}.{key}", seed))
         elif is_weighted:
@@ -114,20 +116,34 @@ def _initialise(module: nn.Module, name: str, seed: int) -> None:
 
 
 def _calibration_images(spec: ModelSpec, seed: int) -> torch.Tensor:
-    """Gradients, blobs and noise in [0, 1]: (n, c, size, size) float64."""
-    n, c, size = 8, len(spec.windows), min(spec.size, _CALIBRATION_SIZE)
+    """Make things like bodies in air under the spec's windows: (n, c, size, size) float64.
+
+    An ellipse of soft tissue around two dark ones and a few bright discs, with noise from none to
+    much: roughly the grey values and edges of a chest, so that what is served later lies within
+    what the statistics were taken from.
+    """
+    n, size = 8, min(spec.size, _CALIBRATION_SIZE)
     y, x = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
-    draws = _uniform((n, c, 4), 1.0, "calibration images", seed).double().numpy()
-    noise = _uniform((n, c, size, size), 0.15, "calibration noise", seed).double().numpy()
+    draws = _uniform((n, 8, 4), 1.0, "calibration images", seed).double().numpy()
+    noise = _uniform((n, size, size), 1.0, "calibration noise", seed).double().numpy()
+    hu_nyx = np.full((n, size, size), -1000.0)
+    for i, d in enumerate(draws):
 
-    def image(a: NDArray[np.float64]) -> NDArray[np.float64]:
-        ramp = 0.5 + 0.25 * (a[0] * y + a[1] * x)
-        inside = (y - 0.6 * a[2]) ** 2 + (x - 0.6 * a[3]) ** 2 < 0.3
-        blob: NDArray[np.float64] = np.where(inside, 0.35 * np.sign(a[0]), 0.0)
-        return ramp + blob
+        def inside(cy: float, cx: float, ry: float, rx: float) -> NDArray[np.bool_]:
+            return np.asarray(((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1)
 
-    images = np.stack([[image(draws[i, j]) for j in range(c)] for i in range(n)])
-    return torch.from_numpy(np.clip(images + noise, 0, 1))
+        hu_nyx[i][inside(0, 0, 0.65 + 0.15 * d[0, 0], 0.85 + 0.1 * d[0, 1])] = 40.0
+        if i % 4:  # the others are below the lungs
+            for side, k in ((-1, 1), (1, 2)):
+                place = inside(0.1 * d[k, 0], 0.42 * side, 0.42 + 0.1 * d[k, 1], 0.28)
+                hu_nyx[i][place] = -800.0 + 60.0 * d[k, 2]
+        for k in range(3, 8):
+            radius = 0.09 + 0.07 * d[k, 2]
+            bright = 300.0 + 250.0 * d[k, 3]
+            hu_nyx[i][inside(0.5 * d[k, 0], 0.6 * d[k, 1], radius, radius)] = bright
+        hu_nyx[i] += noise[i] * 25.0 * i
+    channels = [np.clip((hu_nyx - level) / width + 0.5, 0, 1) for level, width in spec.windows]
+    return torch.from_numpy(np.stack(channels, axis=1))
 
 
 def _settle_batch_norms(network: ExamNetwork, images_nchw: torch.Tensor) -> torch.Tensor:
@@ -162,7 +178,7 @@ def _settle_heads(network: ExamNetwork, feat_nd: torch.Tensor) -> None:
     are divided by that spread, and biases take the mean away.
     """
     mean_d = _round(feat_nd.mean(dim=0))
-    gain = 1.0 / float(_round(feat_nd.std(dim=0).mean()).clamp(min=1e-3))
+    gain = 2.0 / float(_round(feat_nd.std(dim=0).mean()).clamp(min=1e-3))
     for head in (network.slice_heads.image, network.slice_heads.exam):
         head.weight.mul_(gain)
         head.bias.copy_(_round(-(head.weight @ mean_d)))
@@ -179,9 +195,3 @@ def _round(values: torch.Tensor) -> torch.Tensor:
     """Keep eight significant bits: far coarser than any rounding error, fine enough to serve."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp(torch.round(mantissa * 256) / 256, exponent)
-
-
-def remove_stale(directory: Path) -> None:
-    """Remove what crashed writers left beside the bundles under `directory`."""
-    for scratch in directory.glob(".untrained-*"):
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -32,8 +32,9 @@ from pe_triage.model.spec import ModelSpec
 FORMAT: Final = "pe-triage-bundle/1"
 CARD_NAME: Final = "card.json"
 WEIGHTS_NAME: Final = "weights.safetensors"
-RESIZE: Final = "pe_triage.imaging.windows.window_channels"
-"""Name of the preprocessing that a bundle was made with; a changed one gets another name."""
+RESIZE: Final = "pad-to-square-with-air, area-mean/1"
+"""Name of the resizing in `pe_triage.imaging.windows`; a changed one gets another name, so that
+no bundle is served on images prepared otherwise than it was trained on."""
 
 _MAX_CARD_BYTES: Final = 4 << 20
 
@@ -98,8 +99,8 @@ class BundleCard:
             "training_data": self.training_data,
             "calibrated": self.calibrated,
             "labels": {"exam": list(EXAM_LABELS), "image": IMAGE_LABEL},
-            "thresholds": {key: self.thresholds[key] for key in THRESHOLD_KEYS},
-            "temperatures": dict(self.temperatures),
+            "thresholds": {key: float(self.thresholds[key]) for key in THRESHOLD_KEYS},
+            "temperatures": {key: float(value) for key, value in self.temperatures.items()},
             "preprocessing": {
                 "windows": [list(window) for window in self.spec.windows],
                 "size": self.spec.size,

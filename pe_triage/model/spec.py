@@ -7,6 +7,8 @@ refused, because ignoring it would build another network than the one that was t
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
@@ -88,8 +90,13 @@ class ModelSpec:
         for key in _NAMES:
             if not isinstance(getattr(self, key), str) or not getattr(self, key):
                 raise BundleError(f"model spec: {key} must be a non-empty text")
+        if not re.fullmatch(r"[A-Za-z0-9_.]+", self.backbone):
+            # timm would follow a prefix such as hf-hub: to the network; nothing is fetched here
+            raise BundleError("model spec: backbone must be the plain name of a timm model")
         if not self.windows or any(len(w) != 2 or not w[1] > 0 for w in self.windows):
             raise BundleError("model spec: windows must be (level, width) pairs, width positive")
+        if not all(map(math.isfinite, (self.mean, self.std, *sum(self.windows, ())))):
+            raise BundleError("model spec: windows, mean and std must be finite numbers")
         if not self.std > 0:
             raise BundleError("model spec: std must be positive")
         if not 0 <= self.dropout < 1:

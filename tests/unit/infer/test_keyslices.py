@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pe_triage.domain import CtVolume
+from pe_triage.infer import keyslices
+from pe_triage.infer.keyslices import choose_slices, key_slices, on_slice, peak_in_voxels
+from pe_triage.infer.predictor import Predictor
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=80),
+    st.floats(0.3, 10),
+    st.integers(-2, 20),
+)
+def test_chosen_slices_keep_their_distance_and_order(
+    worth: list[float], spacing: float, count: int
+) -> None:
+    p = np.array(worth, np.float32)
+    chosen = choose_slices(p, np.full(len(p), 1 / len(p), np.float32), spacing, count)
+    assert list(chosen) == sorted(set(chosen))
+    assert 1 <= len(chosen) <= min(max(count, 3), 8)
+    assert all((b - a) * spacing >= 8 - 1e-6 for a, b in pairwise(chosen))
+    assert float(p.max()) == max(float(p[k]) for k in chosen)
+
+
+def test_probability_times_attention_ranks_and_neighbours_are_suppressed() -> None:
+    p, a = np.zeros(60, np.float32), np.full(60, 1 / 60, np.float32)
+    p[[10, 11, 12, 30, 50]] = 0.9, 0.95, 0.9, 0.8, 0.85
+    a[50] = 0.5  # attention lifts it
+    p[40] = 0.99
+    a[40] = 0.0  # nobody looked at it
+    assert choose_slices(p, a, 1.25, 3) == (11, 30, 50)
+    assert choose_slices(p, a, 8.0, 4) == (10, 11, 12, 50)
+
+
+def test_a_short_volume_gives_fewer() -> None:
+    one = np.array([0.1], np.float32)
+    assert choose_slices(one, one, 1.0, 5) == (0,)
+    p = np.linspace(0, 1, 10, dtype=np.float32)
+    assert choose_slices(p, p, 1.0, 5) == (1, 9)
+
+
+def test_the_peak_is_the_centre_of_its_cell_in_voxels() -> None:
+    heat = np.zeros((8, 8), np.float32)
+    heat[2, 7] = 1
+    assert peak_in_voxels(heat, 512, 512) == (2.5 * 64 - 0.5, 7.5 * 64 - 0.5)
+    assert peak_in_voxels(np.zeros((8, 8), np.float32), 512, 256) == (255.5, 127.5)
+
+
+def test_a_slice_that_is_not_square_gets_its_own_part_of_the_map() -> None:
+    """The network's square of 512 x 512 holds 256 rows of slice between 128 and 384."""
+    heat = np.zeros((8, 8), np.float32)
+    heat[3, 5] = 1  # rows 192..256 of the square are rows 64..128 of the slice
+    cut = on_slice(heat, 256, 512)
+    assert cut.shape == (4, 8)
+    assert np.unravel_index(cut.argmax(), cut.shape) == (1, 5)
+    assert peak_in_voxels(cut, 256, 512) == (95.5, 5.5 * 64 - 0.5)
+    in_the_air = np.zeros((8, 8), np.float32)
+    in_the_air[0] = 1
+    assert not on_slice(in_the_air, 256, 512).any()
+
+
+@given(st.integers(20, 600), st.integers(20, 600), st.integers(0, 7), st.integers(0, 7))
+def test_cutting_moves_a_peak_inside_the_slice_by_less_than_two_cells(
+    rows: int, columns: int, i: int, j: int
+) -> None:
+    heat = np.zeros((8, 8), np.float32)
+    heat[i, j] = 1
+    side = max(rows, columns)
+    y = (i + 0.5) * side / 8 - 0.5 - (side - rows) // 2
+    x = (j + 0.5) * side / 8 - 0.5 - (side - columns) // 2
+    cut = on_slice(heat, rows, columns)
+    if not cut.any():
+        return  # the cell lies in the padding
+    found = peak_in_voxels(cut, rows, columns)
+    assert abs(found[0] - min(max(y, 0), rows - 1)) <= 2 * side / 8
+    assert abs(found[1] - min(max(x, 0), columns - 1)) <= 2 * side / 8
+    assert cut.max() == 1
+
+
+def test_key_slices_of_a_volume(predictor: Predictor, make_volume: Callable[..., CtVolume]) -> None:
+    volume = make_volume((9, 128, 96))
+    inference = predictor.predict(volume)
+    keys = key_slices(volume, inference, predictor, 4)
+    assert 3 <= len(keys) <= 4
+    assert [k.z for k in keys] == sorted(k.z for k in keys)
+    for key in keys:
+        assert key.sop_instance_uid == volume.sop_instance_uids[key.z]
+        assert key.probability == inference.prediction.slice_probability_z[key.z]
+        assert key.attention == inference.prediction.attention_z[key.z]
+        assert key.heatmap_yx.dtype == np.float32
+        assert key.heatmap_yx.shape == (4, 3)
+        assert key.heatmap_yx.min() >= 0
+        assert key.heatmap_yx.max() == 1
+        assert key.heatmap_yx.std() > 0
+        assert 0 <= key.peak_yx[0] <= 127
+        assert 0 <= key.peak_yx[1] <= 95
+        assert not key.heatmap_yx.flags.writeable
+
+
+def test_a_map_of_zeros_is_kept_as_zeros(
+    predictor: Predictor, make_volume: Callable[..., CtVolume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = make_volume()
+    inference = predictor.predict(volume)
+    monkeypatch.setattr(
+        keyslices, "gradcam", lambda n, f, maps, s, score: np.zeros_like(maps[:, 0])
+    )
+    for key in key_slices(volume, inference, predictor, 3):
+        assert not key.heatmap_yx.any()
+        assert key.peak_yx == (63.5, 63.5)
+
+
+def test_thin_and_thick_series_keep_the_same_distance(
+    predictor: Predictor, make_volume: Callable[..., CtVolume]
+) -> None:
+    thin = make_volume((20, 128, 128), z_mm=1.0)
+    inference = predictor.predict(thin)
+    keys = key_slices(thin, inference, predictor, 8)
+    assert len(keys) <= 3
+    thick = replace(thin, spacing_mm=(10.0, 0.7, 0.7))
+    assert len(key_slices(thick, inference, predictor, 8)) == 8
