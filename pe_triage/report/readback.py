@@ -33,8 +33,9 @@ def read_sr(path: Path | str) -> dict[str, Any]:
         The keys of the `show` document that a report can know: ``study_uid``, ``state``,
         ``outcome``, ``reason``, ``priority``, ``series_uid``, ``instances``, ``run``, ``exam``,
         ``pe_probability``, ``findings``, ``slices`` (the key slices, foot to head, each with
-        ``point`` besides: column and row in the source image, or None), ``model``, ``results`` (the report itself); and
-        ``notice``, ``thresholds``, ``predecessors``. Numbers equal those written bit for bit.
+        ``point`` besides: column and row in the source image, or None), ``model``, ``results``
+        (the report itself); and ``notice``, ``thresholds``, ``predecessors``. Numbers equal those
+        written bit for bit.
 
     Raises
     ------

@@ -27,6 +27,8 @@ from pe_triage.domain import (
 )
 from pe_triage.report import ReportSettings, StudyContext, build_results, make_result
 from pe_triage.report import not_evaluated as refuse
+from pe_triage.report.sr import build_sr
+from pe_triage.report.study import choose_source
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 STUDY_UID = "1.2.826.0.1.3680043.8.498.1"
@@ -181,6 +183,16 @@ class Scene:
         } | changes  # fmt: skip
         return build_results(**arguments)
 
+    def report(self, result: TriageResult, **changes) -> ResultSet:
+        """Build the report alone, without the pictures: quicker."""
+        arguments = {
+            "result": result, "study": self.study, "volume": self.volume,
+            "headers": self.headers, "now": NOW, "settings": self.settings, "predecessors": (),
+        } | changes  # fmt: skip
+        source = choose_source(arguments["headers"], result)
+        sr = build_sr(**arguments, source=source, series_description="report alone")
+        return ResultSet(study_uid=STUDY_UID, run=arguments["study"].run, objects=(sr,))
+
 
 def make_scene(hu_zyx: np.ndarray | None = None, spacing_mm=(2.0, 1.5, 1.25)) -> Scene:
     """Return the invented study."""
@@ -215,7 +227,7 @@ CASES: dict[str, Callable[[Scene], TriageResult]] = {
     "positive-uncalibrated": lambda s: s.result("POSITIVE", calibrated=False, keys=1),
     "negative": lambda s: s.result("NEGATIVE"),
     "indeterminate": lambda s: s.result("INDETERMINATE", keys=2),
-    "untrained-shown": lambda s: s.result("POSITIVE", use=IntendedUse.UNTRAINED, keys=8),
+    "untrained-shown": lambda s: s.result("POSITIVE", use=IntendedUse.UNTRAINED, keys=4),
     "untrained-withheld": lambda s: s.result(
         "POSITIVE", use=IntendedUse.UNTRAINED, quality_control=False
     ),
@@ -225,12 +237,20 @@ CASES: dict[str, Callable[[Scene], TriageResult]] = {
 """One of every kind of answer."""
 
 
-@pytest.fixture(params=sorted(CASES))
-def case(request: pytest.FixtureRequest, scene: Scene) -> tuple[str, Scene, TriageResult]:
+@dataclass(frozen=True)
+class Case:
+    """One kind of answer and the objects built for it; shared, so tests must not change it."""
+
+    name: str
+    scene: Scene
+    result: TriageResult
+    results: ResultSet
+
+
+@pytest.fixture(scope="session", params=sorted(CASES))
+def case(request: pytest.FixtureRequest) -> Case:
     """Return each kind of answer in turn."""
-    name = request.param
-    result = CASES[name](scene)
-    assert (result.priority is not None) == (name in ("positive", "positive-uncalibrated",
-                                                      "demonstration"))  # fmt: skip
+    scene = make_scene()
+    result = CASES[request.param](scene)
     assert result.priority in (None, Priority.HIGH)
-    return name, scene, result
+    return Case(name=request.param, scene=scene, result=result, results=scene.build(result))

@@ -1,0 +1,204 @@
+"""The captures: how they are filed, and that what they must show is in the picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+
+import numpy as np
+import pydicom
+import pytest
+
+from pe_triage.domain import Outcome, Priority, ResultKind
+from pe_triage.report.captures import summary_picture
+from pe_triage.report.colormaps import heat_colors, heat_table
+from pe_triage.report.drawing import GE, Board, drawable
+from pe_triage.report.slices import display_size, overlay_slice, plain_slice, upsampled, windowed
+from pe_triage.report.wording import series_description
+
+
+def objects(results, kind):
+    return [pydicom.dcmread(BytesIO(o.encoded)) for o in results.objects if o.kind is kind]
+
+
+def test_what_is_made_for_each_answer(case):
+    name, result = case.name, case.result
+    results = case.results
+    kinds = [o.kind for o in results.objects]
+    assert kinds == [ResultKind.SR, ResultKind.SUMMARY] + [ResultKind.HEATMAP] * len(
+        result.key_slices
+    )
+    assert bool(result.key_slices) == (
+        name not in ("negative", "not-evaluated", "untrained-withheld")
+    )
+    assert len({o.sop_instance_uid for o in results.objects}) == len(results.objects)
+    assert len({o.label for o in results.objects}) == len(results.objects)
+
+
+def test_captures_are_plain_rgb_without_geometry_or_source_series(case):
+    scene, results = case.scene, case.results
+    numbers = {}
+    for item in results.objects[1:]:
+        ds = pydicom.dcmread(BytesIO(item.encoded))
+        assert ds.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+        assert (ds.PhotometricInterpretation, ds.SamplesPerPixel, ds.BitsAllocated) == (
+            "RGB", 3, 8,
+        )  # fmt: skip
+        assert ds.pixel_array.shape == (ds.Rows, ds.Columns, 3)
+        for keyword in ("FrameOfReferenceUID", "ImagePositionPatient", "PixelSpacing", "KVP",
+                        "NumberOfFrames", "WindowCenter"):  # fmt: skip
+            assert keyword not in ds
+        assert ds.SeriesInstanceUID != next(iter(scene.headers.values())).SeriesInstanceUID
+        assert ds.BurnedInAnnotation == "NO"
+        assert "not for diagnostic use" in ds.SeriesDescription
+        assert len(ds.SeriesDescription) <= 64
+        assert ds.SeriesDescription.isascii()
+        numbers.setdefault(ds.SeriesInstanceUID, ds.SeriesNumber)
+    assert sorted(numbers.values()) == [9502, 9503][: len(numbers)]
+
+
+def test_a_picture_of_a_phantom_is_marked_as_one(scene):
+    result = scene.result(keys=1)
+    assert "QualityControlImage" not in objects(scene.build(result), ResultKind.SUMMARY)[0]
+    for ds in scene.headers.values():
+        ds.QualityControlImage = "YES"
+    marked = scene.build(result)
+    for kind in (ResultKind.SUMMARY, ResultKind.HEATMAP):
+        (ds,) = objects(marked, kind)
+        assert ds.QualityControlImage == "YES"
+
+
+def test_each_heatmap_names_its_source_slice(scene):
+    result = scene.result()
+    for ds, key in zip(
+        objects(scene.build(result), ResultKind.HEATMAP), result.key_slices, strict=True
+    ):
+        (source,) = ds.SourceImageSequence
+        assert source.ReferencedSOPInstanceUID == key.sop_instance_uid
+        assert source.PurposeOfReferenceCodeSequence[0].CodeValue == "121322"
+
+
+def test_series_descriptions_fit_for_every_answer(scene):
+    positive = scene.result()
+    for outcome in Outcome:
+        for priority in (None, *Priority):
+            for what in ("triage SR", "summary", "heatmaps"):
+                text = series_description(
+                    replace(positive, outcome=outcome, priority=priority), what
+                )
+                assert len(text) <= 64
+    assert series_description(positive, "summary").startswith("PE SUSPECTED - HIGH | ")
+
+
+def test_identity_changes_no_pixel(scene):
+    before = [o.pixel_array for o in objects(scene.build(scene.result(keys=1)), ResultKind.SUMMARY)]
+    for ds in scene.headers.values():
+        ds.PatientName, ds.PatientBirthDate, ds.AccessionNumber = "Other^Name", "20000101", "Z9"
+        ds.StudyID = ds.StudyDescription = "else"
+    after = [o.pixel_array for o in objects(scene.build(scene.result(keys=1)), ResultKind.SUMMARY)]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_outcomes_differ_without_colour(scene):
+    """In grey, and with the words masked, each banner still looks different."""
+    marks = []
+    for kind in ("POSITIVE", "NEGATIVE", "INDETERMINATE", "NOT_EVALUATED"):
+        (ds,) = objects(scene.build(scene.result(kind, keys=1)), ResultKind.SUMMARY)
+        grey = ds.pixel_array[:132, :140].mean(axis=2)
+        marks.append(grey > grey.mean())
+    for i, a in enumerate(marks):
+        for b in marks[i + 1 :]:
+            assert (a != b).mean() > 0.02
+
+
+def test_withheld_summary_is_the_same_whatever_the_network_said(scene):
+    from pe_triage.domain import IntendedUse
+
+    pictures = [
+        objects(
+            scene.build(scene.result(kind, use=IntendedUse.DEMONSTRATION, quality_control=False)),
+            ResultKind.SUMMARY,
+        )[0].pixel_array
+        for kind in ("POSITIVE", "NEGATIVE")
+    ]
+    assert np.array_equal(*pictures)
+
+
+def test_summary_bears_long_words_and_many_slices(scene):
+    result = replace(scene.result("NOT_EVALUATED"), reason="a very long reason " * 40 + "日本語")
+    for o in scene.build(result).objects:
+        assert o.encoded
+    from datetime import UTC, datetime
+
+    picture = summary_picture(
+        result=scene.result(keys=8), volume=scene.volume, places={}, run=12,
+        when=datetime(2024, 1, 1, tzinfo=UTC), software="x" * 300,
+    )  # fmt: skip
+    assert picture.size == (1280, 1024)
+
+
+def test_colours_rise_evenly_in_grey():
+    rgb = heat_table().astype(float) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    lightness = np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
+    steps = np.diff(lightness[::16])
+    assert (steps > 0).all()
+    assert steps.max() < 1.35 * steps.min()
+    luma = heat_table() @ [0.299, 0.587, 0.114]
+    assert (np.diff(luma[::4]) > 0).all()
+
+
+def test_colours_bear_bad_values():
+    colors = heat_colors(np.array([np.nan, -3.0, 0.0, 1.0, 9.0]))
+    assert (colors[0] == colors[2]).all()
+    assert (colors[1] == colors[2]).all()
+    assert (colors[3] == colors[4]).all()
+
+
+def test_the_pe_window():
+    grey = np.asarray(windowed(np.array([[-1000, -250, 100, 450, 3000]], dtype=np.int16)))
+    assert grey.tolist() == [[0, 0, 128, 255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "expected"),
+    [((2.0, 1.5, 1.25), (400, 300)), ((2.0, 1.0, 1.0), (400, 250)), ((2.0, 4.0, 1.0), (160, 400))],
+)
+def test_proportions_are_true_in_millimetres(scene, spacing, expected):
+    volume = replace(scene.volume, spacing_mm=spacing)
+    assert display_size(volume, (400, 400)) == expected
+    assert plain_slice(volume, 3, (400, 400)).size == expected
+
+
+def test_the_overlay_marks_the_heatmaps_peak(scene):
+    (key,) = scene.keys(1)
+    plain = np.asarray(plain_slice(scene.volume, key.z, (400, 400)), dtype=float)
+    over = np.asarray(overlay_slice(scene.volume, key, (400, 400)), dtype=float)
+    changed = np.abs(over - plain).sum(axis=2)
+    rows, columns = changed.shape
+    y, x = (int(v) for v in (0.45 * rows, 0.36 * columns))
+    assert changed[y, x] > 30
+    assert changed[: rows // 5].max() == 0
+    colour = np.ptp(over, axis=2)
+    assert colour[y, x] > 30
+    assert np.ptp(plain, axis=2).max() == 0
+
+
+def test_a_heatmap_cell_covers_its_share_of_the_slice():
+    heat = np.zeros((4, 4), np.float32)
+    heat[0, 3] = 1.0
+    large = upsampled(heat, (400, 200))
+    assert large.shape == (200, 400)
+    y, x = np.unravel_index(int(large.argmax()), large.shape)
+    assert y < 50
+    assert x >= 300
+
+
+def test_text_is_drawable():
+    assert drawable("Ärzte – ≥ 1 ’x’ 日") == f"Arzte - {GE} 1 'x' ?"
+    board = Board(300, 60)
+    assert board.text((0, 0), "RV/LV ≥ 1", 20) == pytest.approx(board.width("RV/LV ≥ 1", 20))
+    assert np.asarray(board.image).max() > 200
+    assert board.wrap("one two three four five", 20, 100, 2)[-1].endswith("…")
+    assert board.width(board.fit("word " * 50, 16, 200), 16) <= 200

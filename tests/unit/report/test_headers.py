@@ -1,0 +1,163 @@
+"""Patient and study attributes reach the result exactly, whatever the source's character set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+
+import pydicom
+import pytest
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import Dataset
+from pydicom.filewriter import dcmwrite
+
+from pe_triage.domain import PatientIdentity
+from pe_triage.errors import PermanentError
+from pe_triage.report.headers import COPIED, apply_headers
+
+NAMES = {
+    "latin-1": ("ISO_IR 100", "Müller^Jürgen", "Düsseldorf Straße"),
+    "latin-2": ("ISO_IR 101", "Dvořák^Jiří", "Łódź"),
+    "cyrillic": ("ISO_IR 144", "Люкceмбypг^Иван", "КТ лёгких"),
+    "greek": ("ISO_IR 126", "Διονυσιος^Α", "Πνεύμονας"),
+    "japanese-2022": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう", "胸部CT"),
+    "japanese-13": (
+        ["ISO 2022 IR 13", "ISO 2022 IR 87"],
+        "\uff94\uff8f\uff80\uff9e^\uff80\uff9b\uff73=山田^太郎=やまだ^たろう",
+        "胸部",
+    ),
+    "korean": (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동", "흉부"),
+    "utf-8": ("ISO_IR 192", "Wang^XiaoDong=王^小東", "肺动脉 ≥ 1"),
+    "ascii": (None, "Smith^John", "Chest"),
+}
+
+
+def as_received(ds: Dataset, charset) -> Dataset:
+    """Send a header through its own encoding, as it would arrive."""
+    if charset is None:
+        del ds.SpecificCharacterSet
+    else:
+        ds.SpecificCharacterSet = charset
+    buffer = BytesIO()
+    dcmwrite(buffer, ds, implicit_vr=False, little_endian=True)
+    buffer.seek(0)
+    return pydicom.dcmread(buffer, force=True)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_text_survives_every_character_set(scene, kind, tmp_path):
+    charset, name, words = NAMES[kind]
+    headers = {}
+    for uid, ds in scene.headers.items():
+        ds.PatientName = name
+        ds.StudyDescription = words
+        ds.ReferringPhysicianName = name
+        other = Dataset()
+        other.PatientID = "OTHER"
+        other.IssuerOfPatientID = words
+        ds.OtherPatientIDsSequence = [other]
+        headers[uid] = as_received(ds, charset)
+    results = scene.build(scene.result("NEGATIVE"), headers=headers)
+    for item in results.objects:
+        path = tmp_path / f"{item.label}.dcm"
+        path.write_bytes(item.encoded)
+        ds = pydicom.dcmread(path)
+        assert ds.SpecificCharacterSet == "ISO_IR 192"
+        assert str(ds.PatientName) == name
+        assert str(ds.ReferringPhysicianName) == name
+        assert ds.StudyDescription == words
+        assert ds.OtherPatientIDsSequence[0].IssuerOfPatientID == words
+        assert name.partition("^")[0].encode() in item.encoded
+
+
+def test_everything_on_the_list_is_copied_and_nothing_else(scene):
+    source = next(iter(scene.headers.values()))
+    source.PatientAge = "074Y"
+    source.PatientSize = "1.7250"
+    source.TimezoneOffsetFromUTC = "+0530"
+    source.InstitutionName = "the scanner's hospital"
+    source.ProtocolName = "not ours"
+    target = Dataset()
+    target.PatientWeight = "70"
+    target.PatientName = "Wrong^Name"
+    apply_headers(source, target)
+    assert target.PatientSize.original_string == "1.7250"
+    assert target.AccessionNumber == "ACC7"
+    assert "PatientWeight" not in target
+    assert {e.keyword for e in target} <= {*COPIED, "SpecificCharacterSet"}
+
+
+def test_absent_attributes_are_written_empty():
+    source = Dataset()
+    source.PatientID = "1"
+    target = Dataset()
+    apply_headers(source, target)
+    for keyword in ("PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyID"):
+        assert keyword in target
+        assert not target.get(keyword)
+
+
+def test_odd_values_are_copied_as_they_are(scene):
+    odd = {
+        "PatientSex": "female",
+        "PatientBirthDate": "1950.01.02",
+        "StudyDate": "not a date",
+        "AccessionNumber": "A" * 30,
+        "PatientAge": "74",
+    }
+    for ds in scene.headers.values():
+        for keyword, value in odd.items():
+            vr = dictionary_VR(keyword)
+            ds[keyword] = pydicom.DataElement(keyword, vr, value, validation_mode=0)
+    for item in scene.build(scene.result("NOT_EVALUATED")).objects:
+        ds = pydicom.dcmread(BytesIO(item.encoded))
+        for keyword, value in odd.items():
+            assert ds.get_item(keyword).value.decode().strip() == value
+
+
+def test_a_mangled_identifier_is_refused(scene):
+    source = next(iter(scene.headers.values()))
+    source.PatientID = "Ж1"
+    source = as_received(source, "ISO_IR 192")
+    raw = source.get_item("PatientID")
+    source[raw.tag] = raw._replace(value=b"\xd0 1 ")
+    with pytest.raises(PermanentError, match="PatientID cannot be decoded"):
+        apply_headers(source, Dataset())
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("StudyInstanceUID", "1.2.3"),
+        ("PatientID", "ID-4712"),
+        ("IssuerOfPatientID", "OTHER"),
+        ("IssuerOfPatientID", None),
+    ],
+)
+def test_the_wrong_patient_or_study_is_refused(scene, keyword, value):
+    last = list(scene.headers.values())[-1]
+    if value is None:
+        del last[keyword]
+    else:
+        setattr(last, keyword, value)
+    with pytest.raises(PermanentError) as caught:
+        scene.build(scene.result("NOT_EVALUATED"))
+    assert "4711" not in str(caught.value)
+    assert "4712" not in str(caught.value)
+
+
+def test_a_predecessor_of_another_patient_is_refused(scene):
+    earlier = pydicom.dcmread(BytesIO(scene.report(scene.result()).objects[0].encoded))
+    earlier.PatientID = "somebody else"
+    with pytest.raises(PermanentError, match="earlier report"):
+        scene.build(scene.result(), predecessors=[earlier])
+
+
+def test_no_identifier_at_all_is_an_identity_too(scene):
+    for ds in scene.headers.values():
+        ds.PatientID = ""
+        del ds.IssuerOfPatientID
+    study = replace(scene.study, identity=PatientIdentity(patient_id=""))
+    report = scene.build(scene.result("NOT_EVALUATED"), study=study).objects[0]
+    ds = pydicom.dcmread(BytesIO(report.encoded))
+    assert not ds.PatientID
