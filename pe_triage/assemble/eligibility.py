@@ -485,7 +485,7 @@ MEASURE_RULES: tuple[MeasureRule, ...] = (
     MeasureRule(
         name="contrast",
         refuses=_contrast,
-        words="no contrast visible in the mediastinal vessels: {found:.0f} HU < "
+        words="too little contrast in the mediastinal vessels: {found:.0f} HU < "
         "{rules.min_vessel_hu:.0f} HU",
     ),
 )
