@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.fsm import StateMachine
+from pynetdicom.fsm import InvalidEventError, StateMachine
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
@@ -94,7 +94,13 @@ class WakingStateMachine(StateMachine):
 
     def do_action(self, event: str) -> None:
         """See pynetdicom."""
-        super().do_action(event)
+        try:
+            super().do_action(event)
+        except InvalidEventError:
+            # Both sides ended it at the same moment, such as our idle time-out and their close.
+            if self.dul.socket is not None:
+                self.dul.socket.close()
+            self.dul.kill_dul()
         cast("StoreAssociation", self.dul.assoc).wake.set()
 
 
@@ -128,6 +134,9 @@ class StoreUpperLayer(DULServiceProvider):
         try:
             super().run_reactor()
         finally:
+            # The association's thread may be waiting for a request that will never come: a load
+            # balancer's probe connects and closes, and must not hold a place for the time-out.
+            self.to_user_queue.put(None)
             self._association.wake.set()
 
     def idle_timer_expired(self) -> bool:
