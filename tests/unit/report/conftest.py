@@ -224,7 +224,7 @@ def scene() -> Scene:
 
 CASES: dict[str, Callable[[Scene], TriageResult]] = {
     "positive": lambda s: s.result("POSITIVE"),
-    "positive-uncalibrated": lambda s: s.result("POSITIVE", calibrated=False, keys=1),
+    "positive-uncalibrated": lambda s: s.result("POSITIVE", calibrated=False, keys=2),
     "negative": lambda s: s.result("NEGATIVE"),
     "indeterminate": lambda s: s.result("INDETERMINATE", keys=2),
     "untrained-shown": lambda s: s.result("POSITIVE", use=IntendedUse.UNTRAINED, keys=4),

@@ -91,6 +91,9 @@ def test_dsrdump_renders_the_report(case, tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_pixelmed_finds_no_error(case, tmp_path):
+    # Not for exactly one key slice: where a report holds one SCOORD in all, this validator
+    # (20220618) takes every measurement group for TID 1410 and misses coordinates in the others.
+    assert len(case.result.key_slices) != 1
     assert pixelmed_errors(write_all(tmp_path, case.results)[0]) == []
 
 
