@@ -66,7 +66,8 @@ class Preset:
     clot_hu: Uniform
     artery_hu: Uniform
     poor_artery_hu: Uniform
-    """Of studies that are indeterminate for poor contrast."""
+    """Of studies that are indeterminate for poor contrast: visible, yet too little to judge a
+    segment by; it overlaps a little with what passes as good."""
     indeterminate_cause: Choice
     """contrast or motion."""
     rv_dilated: float
@@ -85,7 +86,7 @@ _STANDARD = Preset(
     clot_length_mm=Uniform(low=8, high=26),
     clot_hu=Uniform(low=30, high=70),
     artery_hu=Uniform(low=150, high=450),
-    poor_artery_hu=Uniform(low=70, high=130),
+    poor_artery_hu=Uniform(low=125, high=165),
     indeterminate_cause=Choice(weights=(("contrast", 0.6), ("motion", 0.4))),
     rv_dilated=0.6,
     noise_hu=Uniform(low=9, high=20),

@@ -64,7 +64,7 @@ SAMPLES: Mapping[str, Sample] = {
             preset=replace(
                 PRESETS["poor-contrast"],
                 name="sample-poor-contrast",
-                poor_artery_hu=Uniform(low=80, high=105),
+                poor_artery_hu=Uniform(low=120, high=130),
                 noise_hu=_QUIET,
             ),
         ),

@@ -10,7 +10,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from openjpeg.utils import encode_array
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -30,8 +32,8 @@ from pe_triage.phantom.study import PhantomStudy
 _IMPLEMENTATION_CLASS_UID = derive_uid("implementation")
 _NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
 # The encoder is named, so that a seed gives the same file wherever others are installed too.
-_ENCODER = {RLELossless: "pydicom", JPEG2000Lossless: "pylibjpeg", JPEGLSLossless: "pyjpegls"}
-TRANSFER_SYNTAXES: tuple[UID, ...] = (*_NATIVE, *_ENCODER)
+_PLUGIN = {RLELossless: "pydicom", JPEGLSLossless: "pyjpegls"}
+TRANSFER_SYNTAXES: tuple[UID, ...] = (*_NATIVE, *_PLUGIN, JPEG2000Lossless)
 """What the writer can encode in, all lossless."""
 
 
@@ -104,8 +106,17 @@ def to_datasets(
         meta.ImplementationClassUID = UID(_IMPLEMENTATION_CLASS_UID)
         meta.ImplementationVersionName = "PE_TRIAGE_PHTM"
         ds.file_meta = meta
-        if syntax in _ENCODER:
-            ds.compress(syntax, encoding_plugin=_ENCODER[syntax], generate_instance_uid=False)
+        if syntax in _PLUGIN:
+            ds.compress(syntax, encoding_plugin=_PLUGIN[syntax], generate_instance_uid=False)
+        elif syntax == JPEG2000Lossless:
+            # pydicom's own way to this encoder needs the package pylibjpeg for nothing else.
+            stream = encode_array(
+                stored.astype(np.uint16), bits_stored=ds.BitsStored, photometric_interpretation=2
+            )
+            ds.PixelData = encapsulate([stream])
+            ds["PixelData"].VR = "OB"
+            ds["PixelData"].is_undefined_length = True
+            meta.TransferSyntaxUID = syntax
         yield ds
 
 
