@@ -7,6 +7,7 @@ Section 9.3.5, its message control header PS3.8 Annex E.2.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pe_triage.receive.validate import is_uid
@@ -33,14 +34,29 @@ class StoreRequest:
     has_data_set: bool
 
 
-def command_field(command: bytes | bytearray) -> int | None:
-    """Command Field (0000,0100) of an encoded command set; None when it is malformed."""
-    return _us(_elements(command), 0x0100)
+def parse_command(command: bytes | bytearray) -> dict[int, bytes]:
+    """Elements of group 0000 by element number; empty when the command set is malformed."""
+    elements: dict[int, bytes] = {}
+    at, end = 0, len(command)
+    while at < end:
+        if at + 8 > end:
+            return {}
+        group, element, length = _HEADER.unpack_from(command, at)
+        at += 8
+        if group or at + length > end:
+            return {}
+        elements[element] = bytes(command[at : at + length])
+        at += length
+    return elements
 
 
-def parse_store_request(command: bytes | bytearray) -> StoreRequest | None:
-    """Read a command set; None when it is no well-formed C-STORE-RQ."""
-    elements = _elements(command)
+def command_field(elements: Mapping[int, bytes]) -> int | None:
+    """Command Field (0000,0100) of a parsed command set; None when there is none."""
+    return _us(elements, 0x0100)
+
+
+def store_request(elements: Mapping[int, bytes]) -> StoreRequest | None:
+    """Read a parsed command set; None when it is no well-formed C-STORE-RQ."""
     message_id = _us(elements, 0x0110)
     data_set_type = _us(elements, 0x0800)
     sop_class = elements.get(0x0002, b"").rstrip(b"\x00 ")
@@ -93,23 +109,7 @@ def store_response(
     return b"".join(pdus)
 
 
-def _elements(command: bytes | bytearray) -> dict[int, bytes]:
-    """Elements of group 0000 by element number; empty when the command set is malformed."""
-    elements: dict[int, bytes] = {}
-    at, end = 0, len(command)
-    while at < end:
-        if at + 8 > end:
-            return {}
-        group, element, length = _HEADER.unpack_from(command, at)
-        at += 8
-        if group or at + length > end:
-            return {}
-        elements[element] = bytes(command[at : at + length])
-        at += length
-    return elements
-
-
-def _us(elements: dict[int, bytes], element: int) -> int | None:
+def _us(elements: Mapping[int, bytes], element: int) -> int | None:
     raw = elements.get(element, b"")
     return int(_US.unpack(raw)[0]) if len(raw) == 2 else None
 

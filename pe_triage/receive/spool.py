@@ -364,6 +364,25 @@ class Spool:
         except OSError as error:
             raise _failed("cannot remove", incoming, error) from error
 
+    def put_back(self, path: Path) -> Path:
+        """Give a file of the quarantine back to ``incoming/``, to be indexed again.
+
+        Raises
+        ------
+        SpoolError
+            It could not be moved; it stays where it is.
+        """
+        # A boot id of its own: no association of a receiver can have this name.
+        boot = new_boot_id(datetime.now(UTC), os.urandom(4))
+        target = self.incoming / f"{boot}-{0:08d}-{0:09d}{_INSTANCE}"
+        try:
+            self._files.rename(path, target)
+            self._files.fsync_directory(self.incoming)
+            self._files.fsync_directory(path.parent)
+        except OSError as error:
+            raise _failed("cannot put back", path, error) from error
+        return target
+
     def set_aside(self, path: Path, reason_name: str) -> Path:
         """Move a file to quarantine, under its own name or one that is free.
 

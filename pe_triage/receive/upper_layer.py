@@ -28,7 +28,8 @@ from pe_triage.receive.message import (
     C_STORE_RQ,
     StoreRequest,
     command_field,
-    parse_store_request,
+    parse_command,
+    store_request,
     store_response,
 )
 from pe_triage.receive.storing import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, Answer
@@ -293,12 +294,13 @@ class StoreUpperLayer(DULServiceProvider):
 
     def _begin(self, sock: socket.socket, command: bytes) -> None:
         """Act on a complete command set."""
-        if command_field(command) != C_STORE_RQ:
+        elements = parse_command(command)
+        if command_field(elements) != C_STORE_RQ:
             self._other_length = 0
             self._in_data = True
             self._hand_on(self._context_id, _IS_COMMAND | _IS_LAST, bytearray(command))
             return
-        request = parse_store_request(command)
+        request = store_request(elements)
         if request is None:
             raise _ProtocolError("malformed C-STORE request")
         if self._context_id not in self._association._accepted_cx:

@@ -145,27 +145,35 @@ def _truncated(at: int) -> InvalidInstanceError:
     return _not_understood(f"data set is truncated: an element at byte {at} ends beyond its end")
 
 
+_Reader = Callable[..., tuple[Any, ...]]
+
+
+def _readers(order: str) -> tuple[_Reader, _Reader, _Reader, _Reader]:
+    u16, u32, explicit, implicit = (
+        struct.Struct(order + layout).unpack_from for layout in ("H", "I", "HH2sH", "HHI")
+    )
+    return u16, u32, explicit, implicit
+
+
+_READERS = {False: _readers("<"), True: _readers(">")}
+"""By whether the data set is big endian: 16 bits, 32 bits, and the two kinds of header."""
+
+
 class _Walker:
     """One pass over the element headers of one data set."""
 
     def __init__(self, data: Data, transfer_syntax_uid: str) -> None:
         self.data = data
         self.size = len(data)
-        self.order = ">" if transfer_syntax_uid == EXPLICIT_BIG else "<"
         self.implicit = transfer_syntax_uid == IMPLICIT_LITTLE
         self.encapsulated = transfer_syntax_uid not in (
             IMPLICIT_LITTLE,
             EXPLICIT_LITTLE,
             EXPLICIT_BIG,
         )
-        self.u16: Callable[..., tuple[Any, ...]] = struct.Struct(f"{self.order}H").unpack_from
-        self.u32: Callable[..., tuple[Any, ...]] = struct.Struct(f"{self.order}I").unpack_from
-        self.explicit_header: Callable[..., tuple[Any, ...]] = struct.Struct(
-            f"{self.order}HH2sH"
-        ).unpack_from
-        self.implicit_header: Callable[..., tuple[Any, ...]] = struct.Struct(
-            f"{self.order}HHI"
-        ).unpack_from
+        self.u16, self.u32, self.explicit_header, self.implicit_header = _READERS[
+            transfer_syntax_uid == EXPLICIT_BIG
+        ]
         self.kept: dict[int, bytes] = {}
         self.elements = 0
         self.has_pixel_data = False
