@@ -30,6 +30,7 @@ from sqlalchemy.exc import (
     IntegrityError,
     InterfaceError,
     OperationalError,
+    StatementError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
@@ -138,7 +139,7 @@ def open_engine(url: str) -> Engine:
     common: dict[str, Any] = {
         # An error's text reaches logs; a statement's parameters may hold patient identifiers.
         "hide_parameters": True,
-        "json_serializer": partial(json.dumps, allow_nan=False, separators=(",", ":")),
+        "json_serializer": partial(json.dumps, separators=(",", ":")),
     }
     if parsed.get_backend_name() == "sqlite":
         engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, **common)
@@ -205,6 +206,9 @@ def translated_errors() -> Iterator[None]:
         if "not a database" in _summary(error):
             raise ConfigurationError(f"database: {_summary(error)}") from None
         raise StoreRefusedError(f"database refused: {_summary(error)}") from None
+    except StatementError as error:
+        # Not the driver: a value that one of our types refuses, such as NaN or a naive datetime.
+        raise StoreRefusedError(f"a value cannot be stored: {_summary(error)}") from None
 
 
 def _lost_a_race(error: PermanentError | RetryableError) -> bool:

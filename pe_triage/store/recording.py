@@ -18,7 +18,7 @@ from sqlalchemy import Connection, insert, select, update
 from pe_triage.domain import TERMINAL_STATES, InstanceRole, ReceivedInstance, StudyState
 from pe_triage.store import schema
 from pe_triage.store.schema import NO_URGENCY, QuarantineKind, QuarantineState
-from pe_triage.store.types import clean_text
+from pe_triage.store.types import clean_text, storable
 
 CHUNK = 500
 """Values in one IN list; SQLite of some builds takes 999 parameters at most."""
@@ -159,10 +159,11 @@ class Recorder:
                 "size_bytes": instance.size_bytes,
                 "path": path,
                 "association_id": association_id,
-                "calling_aet": instance.calling_aet,
+                # Unknown where its association's opening was not seen; never a reason to fail.
+                "calling_aet": instance.calling_aet or "",
                 "received_at": instance.received_at,
                 "run": None,
-                "facts": dict(facts),
+                "facts": storable(facts),
             }
         )
         return self._recorded(instance, RecordStatus.NEW, path)
@@ -217,7 +218,12 @@ class Recorder:
         self._changed.add(instance.study_uid)
         arrival = self._arrivals.setdefault(
             (instance.study_uid, association_id),
-            {"calling_aet": instance.calling_aet, "instances": 0, "first_at": at, "last_at": at},
+            {
+                "calling_aet": instance.calling_aet or "",
+                "instances": 0,
+                "first_at": at,
+                "last_at": at,
+            },
         )
         arrival["instances"] += 1
         arrival["first_at"] = min(arrival["first_at"], at)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from enum import IntEnum, StrEnum
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -26,7 +25,7 @@ from sqlalchemy import (
 )
 
 from pe_triage.domain import Priority
-from pe_triage.store.types import SafeText, UtcDateTime
+from pe_triage.store.types import SafeText, StrictJson, UtcDateTime
 
 metadata = MetaData(
     naming_convention={
@@ -133,7 +132,7 @@ instances = Table(
     Column("received_at", UtcDateTime, nullable=False),
     # First run whose manifest holds it; null while no run does.
     Column("run", Integer),
-    Column("facts", JSON, nullable=False),
+    Column("facts", StrictJson, nullable=False),
     Index(None, "study_uid", "run"),
 )
 
@@ -168,9 +167,9 @@ jobs = Table(
     Column("outcome", String(16)),
     Column("reason", SafeText),
     Column("priority", String(8)),
-    Column("document", JSON(none_as_null=True)),
+    Column("document", StrictJson),
     # Apart from the document, so that a page of the worklist does not read it.
-    Column("slices", JSON(none_as_null=True)),
+    Column("slices", StrictJson),
     Column("received_at", UtcDateTime, nullable=False),
     Column("last_image_at", UtcDateTime, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),

