@@ -83,8 +83,8 @@ class Completeness:
     Attributes
     ----------
     sign
-        ``expected_count``, ``released_and_contiguous``, ``quiet``, ``max_wait``; ``none`` while
-        the study is open.
+        ``expected_count``, ``released_and_contiguous``, ``quiet``, ``max_wait``,
+        ``clock_set_back``; ``none`` while the study is open.
     reason
         What is there, or what is waited for.
     check_again_s
@@ -101,6 +101,8 @@ class Completeness:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Clock:
     """Seconds passed; never negative, whatever the clock did meanwhile."""
+
+    set_back: bool
 
     since_first_s: float
     since_last_s: float
@@ -160,9 +162,12 @@ def judge_completeness(
     Parameters
     ----------
     now
-        Aware time; a clock that was set back makes the study wait, at most one quiet time longer.
+        Aware time. A clock that was set back a little makes the study wait as much longer; set
+        back by more than the quiet time it closes the study, which would else wait unseen for
+        hours: what comes later makes a superseding run.
     """
     clock = _Clock(
+        set_back=(progress.last_instance_at - now).total_seconds() > rules.quiet_s,
         since_first_s=max(0.0, (now - progress.first_instance_at).total_seconds()),
         since_last_s=max(0.0, (now - progress.last_instance_at).total_seconds()),
     )
@@ -183,6 +188,9 @@ def judge_completeness(
             return Completeness(complete=True, sign=sign, reason=meaning, check_again_s=None)
         else:
             graced = True
+    if clock.set_back:
+        reason = "the clock was set back behind the last instance"
+        return Completeness(complete=True, sign="clock_set_back", reason=reason, check_again_s=None)
     if clock.since_last_s >= rules.quiet_s:
         reason = f"nothing new for {rules.quiet_s:g} s; {waiting[-1]}" if waiting else "quiet"
         return Completeness(complete=True, sign="quiet", reason=reason, check_again_s=None)
