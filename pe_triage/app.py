@@ -7,7 +7,6 @@ Nothing here imports torch before a worker process does.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import random
@@ -16,16 +15,16 @@ import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
 from pe_triage.assemble.completeness import CompletenessRules
-from pe_triage.assemble.eligibility import EligibilityRules
+from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.config import Settings
 from pe_triage.domain import Outcome, ReceivedInstance, StudyState
 from pe_triage.errors import ConfigurationError, InputError, SchemaError
@@ -41,8 +40,6 @@ from pe_triage.store.studies import StudyStore
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Predictor
     from pe_triage.node.analysis import AnalysisOptions
-
-T = TypeVar("T")
 
 BACKLOG = 128
 """Connections that wait in the listening socket while a receiver is started again."""
@@ -64,34 +61,7 @@ def eligibility_rules(settings: Settings) -> EligibilityRules:
     ConfigurationError
         Naming an unknown key or one of the wrong type.
     """
-    return _from_table(EligibilityRules, settings.eligibility, "eligibility")
-
-
-def _from_table(kind: type[T], table: Mapping[str, Any], name: str) -> T:
-    defaults = kind()
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in known:
-            raise ConfigurationError(f"[{name}]: unknown key {key!r}")
-        default = getattr(defaults, key)
-        if isinstance(default, bool) or isinstance(value, bool):
-            good = isinstance(value, bool) and isinstance(default, bool)
-        elif isinstance(default, float | int):
-            good = isinstance(value, float | int)
-            value = type(default)(value) if good else value
-        elif isinstance(default, tuple | frozenset):
-            good = isinstance(value, list) and all(isinstance(item, str) for item in value)
-            value = type(default)(value) if good else value
-        else:
-            good = value is None or isinstance(value, str | float | int)
-        if not good:
-            raise ConfigurationError(f"[{name}] {key}: {value!r} is not of the right type")
-        values[key] = value
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ConfigurationError(f"[{name}]: {error}") from None
+    return EligibilityRules.from_table(settings.eligibility)
 
 
 def analysis_options(settings: Settings) -> AnalysisOptions:
@@ -186,9 +156,7 @@ def run_node(settings: Settings) -> None:
         listener = _listen(settings.host, settings.port)
         host, port = settings.host, listener.getsockname()[1]
         _warn_if_open(settings, log)
-        queue = JobQueue(
-            open_engine(settings.database_url), max_attempts=settings.max_attempts
-        )
+        queue = JobQueue(open_engine(settings.database_url), max_attempts=settings.max_attempts)
         # Whatever an earlier life of this node held is free: the lock says that it is over.
         queue.release_owner(f"{node_id}/")
         stop = threading.Event()

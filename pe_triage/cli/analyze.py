@@ -55,9 +55,7 @@ def analyze(
         return
     studies = sorted({i.study_uid for i in instances})
     if len(studies) > 1:
-        raise InputError(
-            f"{path} holds {len(studies)} studies; analyze takes one: name its folder"
-        )
+        raise InputError(f"{path} holds {len(studies)} studies; analyze takes one: name its folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".pe-triage-write-test"

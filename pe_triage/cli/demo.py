@@ -127,7 +127,7 @@ def _node(directory: Path, send_to: str) -> Iterator[tuple[str, int]]:
     ]
     with (directory / "node.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(  # noqa: S603 - our own program
-            command, env=environment, stderr=subprocess.PIPE, stdout=log, text=True, cwd=directory
+            command, env=environment, stderr=subprocess.PIPE, stdout=log, text=True
         )
         ready: dict[str, Any] = {}
         arrived = threading.Event()

@@ -11,7 +11,9 @@ from pe_triage.config import load_settings
 @click.command()
 @click.argument("peer", metavar="AET@HOST:PORT")
 @click.option("--aet", help="Our calling AE title [default: PETRIAGE, or as configured].")
-@click.option("--timeout", "timeout_s", type=float, default=10.0, show_default=True, help="Seconds.")
+@click.option(
+    "--timeout", "timeout_s", type=float, default=10.0, show_default=True, help="Seconds."
+)
 def echo(peer: str, aet: str | None, timeout_s: float) -> None:
     """Send a C-ECHO to AET@HOST:PORT (PS3.4 Annex A), for commissioning."""
     destination = parse_destination(peer)

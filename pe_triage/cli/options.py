@@ -27,9 +27,7 @@ def node_options(function: F) -> F:
             metavar="URL",
             help="sqlite:///FILE or postgresql://… [default: SQLite inside the data directory].",
         ),
-        click.option(
-            "--config", type=click.Path(path_type=Path), help="TOML file with settings."
-        ),
+        click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings."),
     )
     for option in reversed(options):
         function = option(function)
@@ -41,6 +39,4 @@ def settings_from(
 ) -> Settings:
     """Merge the shared options and further flags with file and environment."""
     resolved = None if data_dir is None else data_dir.expanduser().resolve()
-    return load_settings(
-        {"data_dir": resolved, "database": database, **flags}, config_file=config
-    )
+    return load_settings({"data_dir": resolved, "database": database, **flags}, config_file=config)

@@ -16,9 +16,7 @@ from pe_triage.logs import setup_logging
 @click.option("--aet", help="AE title of this node [default: PETRIAGE].")
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
 @click.option("--port", type=int, help="TCP port; 0 takes a free one [default: 11112].")
-@click.option(
-    "--send-to", multiple=True, metavar="AET@HOST:PORT", help="Destination; repeatable."
-)
+@click.option("--send-to", multiple=True, metavar="AET@HOST:PORT", help="Destination; repeatable.")
 @click.option(
     "--accept-from", multiple=True, metavar="AET[@HOST]", help="Calling AE to accept; repeatable."
 )

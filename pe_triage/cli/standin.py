@@ -31,10 +31,13 @@ class StandInPacs:
         ae = AE(ae_title=PACS_AET)
         ae.supported_contexts = AllStoragePresentationContexts
         ae.add_supported_context(Verification)
-        self._server = ae.start_server(
+        server = ae.start_server(
             ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
         )
-        self.port: int = self._server.socket.getsockname()[1]
+        assert server is not None
+        assert server.socket is not None
+        self._server = server
+        self.port: int = server.socket.getsockname()[1]
 
     @property
     def address(self) -> str:

@@ -42,6 +42,7 @@ from pe_triage.report.study import StudyContext
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Predictor
 
+
 @dataclass(frozen=True, kw_only=True)
 class AnalysisOptions:
     """What a site may set of the analysis."""
@@ -187,9 +188,7 @@ def _evaluate(
     return result, volume
 
 
-def _headers(
-    images: Sequence[ReceivedInstance], result: TriageResult
-) -> Mapping[str, Dataset]:
+def _headers(images: Sequence[ReceivedInstance], result: TriageResult) -> Mapping[str, Dataset]:
     """Headers, without pixels, of the images that the results speak of (at least one)."""
     wanted = {k.sop_instance_uid for k in result.key_slices}
     by_uid = {i.sop_instance_uid: i for i in images}

@@ -53,9 +53,7 @@ class Coordinator:
             ("reap", self._queue.reap, REAP_EVERY_S),
             ("clean", self._clean, CLEAN_EVERY_S),
         ):
-            scheduler.add_job(
-                self._guarded(name, function), "interval", seconds=seconds, id=name
-            )
+            scheduler.add_job(self._guarded(name, function), "interval", seconds=seconds, id=name)
         scheduler.start()
         threads = start_threads(self._deliverers, stop)
         on_ready()
@@ -82,7 +80,9 @@ class Coordinator:
             try:
                 function()
             except Exception as error:  # noqa: BLE001 - a timer must fire again
-                self._log.error("timer.failed", timer=name, error=f"{type(error).__name__}: {error}")
+                self._log.error(
+                    "timer.failed", timer=name, error=f"{type(error).__name__}: {error}"
+                )
 
         return run
 

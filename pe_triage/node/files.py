@@ -7,16 +7,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pe_triage.domain import ReceivedInstance, ResultObject, ResultSet
+from pe_triage.domain import Job, ReceivedInstance, ResultObject, ResultSet
 from pe_triage.errors import RetryableError
 from pe_triage.imaging.facts import facts_from_json
 from pe_triage.store.studies import StoredInstance
 
 
-def result_dir(data_dir: Path, study_uid: str, run: int) -> Path:
-    """Directory of one run's result files; named by hash, since a UID comes from outside."""
-    name = hashlib.sha256(study_uid.encode()).hexdigest()[:32]
-    return data_dir / "results" / name[:2] / name / f"run-{run:03d}"
+def result_dir(data_dir: Path, job: Job) -> Path:
+    """Directory of one claim's result files; named by hash, since a UID comes from outside.
+
+    Each claim of a run has a directory of its own: a worker that lost its lease and does not know
+    it yet cannot write over the files that its successor's database rows stand for.
+    """
+    name = hashlib.sha256(job.study_uid.encode()).hexdigest()[:32]
+    return data_dir / "results" / name[:2] / name / f"run-{job.run:03d}-{job.fencing_token}"
 
 
 def write_results(directory: Path, objects: ResultSet) -> Sequence[tuple[ResultObject, Path, str]]:

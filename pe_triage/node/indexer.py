@@ -109,8 +109,7 @@ class Indexer:
             size_bytes=status.st_size,
             path=final,
             received_at=datetime.fromtimestamp(status.st_mtime, UTC),
-            calling_aet=self._assembler.calling_aet(entry.association_id)
-            or source_aet(entry.path),
+            calling_aet=self._assembler.calling_aet(entry.association_id) or source_aet(entry.path),
             facts=record.facts,
             role=role_of(record.sop_class_uid, record.facts),
         )

@@ -2,8 +2,8 @@
 
 The result files are durable before the database says that they exist, and one transaction makes
 the run's end, its results and their deliveries visible together. A worker that lost its lease
-finds its fencing token refused there, and what it wrote is overwritten by the identical objects of
-whoever took over: result UIDs and bytes derive from the run.
+finds its fencing token refused there; what it wrote lies in a directory of its own and is never
+sent. Result UIDs derive from the run, so whoever takes over makes the same logical objects.
 """
 
 from __future__ import annotations
@@ -111,7 +111,10 @@ class Worker:
             to_received(stored, self._options.data_dir)
             for stored in self._studies.instances(job.study_uid, run=job.run)
         ]
-        if StudyManifest.of(job.study_uid, relevant_instances(instances)).digest != job.manifest_digest:
+        if (
+            StudyManifest.of(job.study_uid, relevant_instances(instances)).digest
+            != job.manifest_digest
+        ):
             raise PermanentError("the instances held are not those that the run was queued with")
         analysis = analyse_study(
             study_uid=job.study_uid,
@@ -136,7 +139,7 @@ class Worker:
 
     def _predecessors(self, job: Job) -> list[Dataset]:
         """Reports that this run's report replaces."""
-        found = []
+        found: list[Dataset] = []
         for row in self._queue.earlier_results(job):
             if row.kind is not ResultKind.SR or row.path is None:
                 continue
@@ -150,7 +153,7 @@ class Worker:
 
     def _finish(self, job: Job, analysis: Analysis) -> None:
         result = analysis.result
-        directory = result_dir(self._options.data_dir, job.study_uid, job.run)
+        directory = result_dir(self._options.data_dir, job)
         written = write_results(directory, analysis.objects)
         rows = [
             ResultRow(

@@ -1,0 +1,208 @@
+"""A real ``pe-triage serve`` in a process of its own, and the way to talk to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pe_triage.errors import StudyNotFoundError
+from pe_triage.store.documents import show, worklist
+from pe_triage.store.engine import open_engine
+
+TERMINAL = {"DONE", "NOT_EVALUATED", "FAILED", "QUARANTINED"}
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without settings that would leak into the node."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("PE_TRIAGE_")}
+
+
+def pe_triage(*arguments: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command line once."""
+    return subprocess.run(
+        [sys.executable, "-m", "pe_triage", *map(str, arguments)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def wait_for(what: Callable[[], Any], timeout_s: float = 60, message: str = "") -> Any:
+    """Poll until `what` is truthy; its value."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = what()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {message}")
+        time.sleep(0.1)
+
+
+class RunningNode:
+    """``pe-triage serve`` on a free port, killed at the end if need be.
+
+    Parameters
+    ----------
+    data_dir
+        Kept over restarts of the same node.
+    arguments
+        Further flags.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *arguments: object,
+        database: str | None = None,
+        port: int = 0,
+        start: bool = True,
+    ) -> None:
+        self.data_dir = data_dir
+        self.arguments = tuple(map(str, arguments))
+        self.database = database
+        self.port = port
+        self.lines: list[str] = []
+        self.process: subprocess.Popen[str] | None = None
+        if start:
+            self.start()
+
+    # -- life
+
+    def start(self, timeout_s: float = 90) -> None:
+        command = [
+            *(sys.executable, "-m", "pe_triage", "serve", "--aet", "PETRIAGE"),
+            *("--port", str(self.port), "--data-dir", str(self.data_dir)),
+            *(() if self.database is None else ("--database", self.database)),
+            *self.arguments,
+        ]
+        self.process = subprocess.Popen(
+            command,
+            env=clean_environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+            # A process group of its own, so that a test can kill all of it at once.
+            start_new_session=True,
+        )
+        seen = len(self.lines)
+        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        wait_for(
+            lambda: self.events("node.ready", since=seen) or self.process.poll() is not None,
+            timeout_s,
+            "node.ready",
+        )
+        ready = self.events("node.ready", since=seen)
+        assert ready, "the node did not start:\n" + "\n".join(self.lines[-20:])
+        self.port = ready[-1]["port"]
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            for line in process.stderr:
+                self.lines.append(line.rstrip("\n"))
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the node at once."""
+        if self.process is not None:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self.process.wait(30)
+
+    def __enter__(self) -> RunningNode:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            try:
+                self.stop()
+            finally:
+                self.kill()
+
+    # -- what it says
+
+    def events(self, name: str, since: int = 0) -> list[dict[str, Any]]:
+        found = []
+        for line in self.lines[since:]:
+            if f'"{name}"' in line:
+                doc = json.loads(line)
+                if doc.get("event") == name:
+                    found.append(doc)
+        return found
+
+    # -- what it knows
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data_dir / 'pe-triage.sqlite3'}"
+
+    def show(self, study_uid: str) -> dict[str, Any] | None:
+        engine = open_engine(self.database_url)
+        try:
+            return show(engine, study_uid, self.data_dir)
+        except StudyNotFoundError:
+            return None
+        finally:
+            engine.dispose()
+
+    def worklist(self) -> list[dict[str, Any]]:
+        engine = open_engine(self.database_url)
+        try:
+            return worklist(engine, self.data_dir)
+        finally:
+            engine.dispose()
+
+    def wait_ended(
+        self, study_uid: str, *, run: int = 1, delivered: bool = True, timeout_s: float = 90
+    ) -> dict[str, Any]:
+        """Wait until run `run` has ended and, if asked, nothing of it is still to be sent."""
+
+        def ended() -> dict[str, Any] | None:
+            doc = self.show(study_uid)
+            if doc is None or doc["run"] < run or doc["state"] not in TERMINAL:
+                return None
+            sent = [d["state"] for r in doc["results"] for d in r["deliveries"]]
+            if delivered and (not sent or "PENDING" in sent):
+                return None
+            return doc
+
+        try:
+            return wait_for(ended, timeout_s, f"end of run {run} of {study_uid}")
+        except AssertionError as error:
+            tail = "\n".join(self.lines[-25:])
+            raise AssertionError(f"{error}\n{self.show(study_uid)}\n{tail}") from None
+
+
+def send(
+    program: str,
+    node: RunningNode,
+    files: Sequence[Path],
+    *options: str,
+    environment: dict[str, str],
+) -> subprocess.CompletedProcess[str]:
+    """Send files with DCMTK's storescu (or dcmsend)."""
+    return subprocess.run(
+        [program, *options, "-aec", "PETRIAGE", "127.0.0.1", str(node.port), *map(str, files)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
