@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pe_triage.infer.runtime import stage_two
 from pe_triage.model.labels import pe_logits
 from pe_triage.model.network import ExamNetwork
 
@@ -53,18 +54,16 @@ def channel_gradients(
     feat_zd
         Embeddings of all slices of the exam, on the CPU.
     """
-    feat = feat_zd.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        logits = network.exam_logits(feat[None])
-        u_z = pe_logits(logits.image_bz, logits.exam_bl)[0]
-        if score is Score.EXAM:
-            (gradient_zd,) = torch.autograd.grad(u_z.max(), feat)
-            return gradient_zd[list(slices)]
-        rows = [
-            torch.autograd.grad(u_z[k], feat, retain_graph=i + 1 < len(slices))[0][k]
-            for i, k in enumerate(slices)
-        ]
-    return torch.stack(rows)
+    # One copy of the exam for each slice asked for: a single backward pass then serves them all.
+    # A pass for each would be as many times as slow, since the LSTM's steps are tiny.
+    feat_kzd = feat_zd.detach()[None].repeat(len(slices), 1, 1).requires_grad_(True)
+    rows = torch.arange(len(slices))
+    with stage_two(), torch.enable_grad():
+        logits = network.exam_logits(feat_kzd)
+        u_kz = pe_logits(logits.image_bz, logits.exam_bl)
+        scores_k = u_kz.amax(dim=1) if score is Score.EXAM else u_kz[rows, list(slices)]
+        (gradient_kzd,) = torch.autograd.grad(scores_k.sum(), feat_kzd)
+    return gradient_kzd[rows, list(slices)]
 
 
 def combine(gradient_kd: Tensor, maps_kdhw: Tensor) -> Tensor:

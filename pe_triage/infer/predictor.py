@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pe_triage.domain import EXAM_LABELS, CtVolume, ExamPrediction, ModelIdentity
 from pe_triage.errors import PermanentError
 from pe_triage.imaging.windows import Window, window_channels
-from pe_triage.infer.runtime import SliceRuntime, TorchRuntime, choose_device
+from pe_triage.infer.runtime import SliceRuntime, TorchRuntime, choose_device, stage_two
 from pe_triage.model.bundle import load_bundle
 from pe_triage.model.card import BundleCard
 from pe_triage.model.decisions import decide
@@ -152,7 +152,8 @@ class Predictor:
         """
         if feat_zd.ndim != 2 or not len(feat_zd):
             raise PermanentError("the model needs at least one slice")
-        logits = self._network.exam_logits(torch.from_numpy(feat_zd)[None])
+        with stage_two():
+            logits = self._network.exam_logits(torch.from_numpy(feat_zd.copy())[None])
         probabilities = consistent_probabilities(
             logits.image_bz, logits.exam_bl, temperatures=self._card.temperatures
         )

@@ -12,11 +12,13 @@ import torch
 
 from pe_triage.domain import EXAM_LABELS, CtVolume, Decision, IntendedUse
 from pe_triage.errors import BundleError, ConfigurationError, LeaseLostError, PermanentError
+from pe_triage.imaging.windows import RSPECT_WINDOWS
 from pe_triage.infer.predictor import Predictor
-from pe_triage.infer.runtime import choose_device
+from pe_triage.infer.runtime import choose_device, stage_two
 from pe_triage.model.bundle import load_bundle, save_bundle
 from pe_triage.model.card import read_card
 from pe_triage.model.consistency import RULES, count_violations
+from pe_triage.model.spec import ATTENTION_BILSTM
 
 Make = Callable[..., CtVolume]
 
@@ -92,6 +94,15 @@ def test_embeddings_are_the_means_of_the_maps(predictor: Predictor, make_volume:
     )
 
 
+def test_read_only_arrays_are_welcome(predictor: Predictor, make_volume: Make) -> None:
+    inference = predictor.predict(make_volume())
+    again = predictor.conclude(inference.feat_zd)
+    assert again.exam_probability == inference.prediction.exam_probability
+    images = predictor.images(make_volume().hu_zyx[:2])
+    images.setflags(write=False)
+    np.testing.assert_allclose(predictor.runtime.embed(images), inference.feat_zd[:2], atol=1e-4)
+
+
 def test_it_beats_between_batches_and_stops_when_told(
     predictor: Predictor, make_volume: Make
 ) -> None:
@@ -153,6 +164,22 @@ def test_memory_does_not_grow_with_the_images_prepared(
 def test_a_device_that_is_not_here_is_one_line(device: str, bundle_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="device"):
         Predictor(bundle_path, device)
+
+
+def test_stage_two_leaves_the_threads_as_they_were(predictor: Predictor) -> None:
+    before = torch.get_num_threads()
+    with stage_two():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(PermanentError):
+        predictor.conclude(np.full((3, 1280), np.nan, np.float32))
+    assert torch.get_num_threads() == before
+    assert float(torch.tensor(1e-40) * 1.0) != 0, "subnormals are numbers again"
+
+
+def test_the_default_windows_are_those_of_imaging() -> None:
+    ours = tuple((w.level_hu, w.width_hu) for w in RSPECT_WINDOWS)
+    assert ATTENTION_BILSTM.windows == ours
 
 
 def test_auto_takes_what_is_there() -> None:
