@@ -126,7 +126,7 @@ def _node(directory: Path, send_to: str) -> Iterator[tuple[str, int]]:
         *("--data-dir", str(directory), "--send-to", send_to, "--quiet-s", "15"),
     ]
     with (directory / "node.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own program
+        process = subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, stdout=log, text=True
         )
         ready: dict[str, Any] = {}

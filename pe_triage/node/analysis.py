@@ -111,7 +111,7 @@ def analyse_study(
     log = get_logger(study_uid=study_uid, run=run)
     images = relevant_instances(instances)
     choice = judge_study(images, options.rules)
-    result, volume = _evaluate(images, choice, predictor, options, beat)
+    result, choice, volume = _evaluate(images, choice, predictor, options, beat)
     log.info(
         "study.evaluated",
         outcome=str(result.outcome),
@@ -142,27 +142,40 @@ def _evaluate(
     predictor: Predictor,
     options: AnalysisOptions,
     beat: Callable[[], None],
-) -> tuple[TriageResult, CtVolume | None]:
+) -> tuple[TriageResult, SeriesChoice, CtVolume | None]:
+    """Analyse the chosen series; where its pixels refuse it, the next best one."""
     model = predictor.identity
-    if choice.series_uid is None:
-        return not_evaluated(choice.reason, model=model), None
-    series_uid = choice.series_uid
-    series = [i for i in images if i.series_uid == series_uid]
-    try:
-        volume = load_volume(series)
-    except ImagingError as error:
-        return not_evaluated(str(error), series_uid=series_uid, model=model), None
-    beat()
-    refusal = judge_measures(measure_volume(volume), options.rules)
-    if refusal is not None:
-        _rule, reason = refusal
-        result = not_evaluated(
-            reason,
-            series_uid=series_uid,
-            sop_instance_uids=volume.sop_instance_uids,
-            model=model,
-        )
-        return result, volume
+    refused: CtVolume | None = None
+    while choice.series_uid is not None:
+        series_uid = choice.series_uid
+        try:
+            volume = load_volume([i for i in images if i.series_uid == series_uid])
+        except ImagingError as error:
+            choice = choice.refused(series_uid, "pixels", str(error))
+            continue
+        beat()
+        refusal = judge_measures(measure_volume(volume), options.rules)
+        if refusal is None:
+            return _predict(volume, predictor, options, beat), choice, volume
+        rule, reason = refusal
+        choice = choice.refused(series_uid, rule, reason)
+        refused = refused or volume
+    if refused is None:
+        return not_evaluated(choice.reason, model=model), choice, None
+    # The best series that could be read at all: its slices are what the refusal speaks of.
+    result = not_evaluated(
+        choice.reason,
+        series_uid=refused.series_uid,
+        sop_instance_uids=refused.sop_instance_uids,
+        model=model,
+    )
+    return result, choice, refused
+
+
+def _predict(
+    volume: CtVolume, predictor: Predictor, options: AnalysisOptions, beat: Callable[[], None]
+) -> TriageResult:
+    model = predictor.identity
     inference = predictor.predict(volume, beat=beat)
     allowed = model.name in options.allow_on_patients
     decided = decide(
@@ -176,16 +189,15 @@ def _evaluate(
         from pe_triage.infer.keyslices import key_slices
 
         shown = key_slices(volume, inference, predictor, options.key_slices)
-    result = make_result(
+    return make_result(
         inference.prediction,
-        series_uid=series_uid,
+        series_uid=volume.series_uid,
         sop_instance_uids=volume.sop_instance_uids,
         quality_control=volume.quality_control,
         allow_on_patients=allowed,
         policy=options.report.policy,
         key_slices=shown,
     )
-    return result, volume
 
 
 def _headers(images: Sequence[ReceivedInstance], result: TriageResult) -> Mapping[str, Dataset]:

@@ -20,11 +20,11 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from pe_triage.domain import Job, Outcome, ResultKind, StudyManifest, StudyState
-from pe_triage.errors import LeaseLostError, PeTriageError, PermanentError, RetryableError
+from pe_triage.errors import LeaseLostError, PermanentError, PeTriageError, RetryableError
 from pe_triage.logs import get_logger
 from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study, relevant_instances
-from pe_triage.node.files import result_dir, to_received, write_results
 from pe_triage.node.document import analysis_document
+from pe_triage.node.files import result_dir, to_received, write_results
 from pe_triage.store.jobs import JobQueue, ResultRow
 from pe_triage.store.studies import StudyStore
 

@@ -213,6 +213,9 @@ def source_point(key: KeySlice, volume: CtVolume) -> tuple[float, float]:
         row = rows - 1 - row
     if volume.source_flip_yx[1]:
         column = columns - 1 - column
+    if volume.source_transpose:
+        # Decubitus acquisitions: the source's rows are the volume's columns.
+        row, column = column, row
     return column + 0.5, row + 0.5
 
 

@@ -164,9 +164,11 @@ def test_real_chests_without_contrast_are_not_evaluated(
     try:
         flags = ("--model", tiny_bundle, "--quiet-s", 2, "--send-to", f"PACS@127.0.0.1:{port}")
         with RunningNode(tmp_path / "node", *flags) as node:
-            sent = send(storescu(), node, files, "-v", "-xi", environment=dcmtk_environment()) \
-                if folder == "chest_philips_b" \
+            sent = (
+                send(storescu(), node, files, "-v", "-xi", environment=dcmtk_environment())
+                if folder == "chest_philips_b"
                 else send(storescu(), node, files, "-v", environment=dcmtk_environment())
+            )
             assert sent.returncode == 0, sent.stderr
             assert (sent.stdout + sent.stderr).count("Received Store Response (Success)") == len(
                 files

@@ -23,6 +23,7 @@ FLOOR: dict[str, int] = {
     "errors": 0,
     "logs": 0,
     "resources": 0,
+    "stack": 0,
     "assemble": 1,
     "imaging": 1,
     "report": 1,
@@ -57,6 +58,7 @@ ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
     "domain": {"errors"},
     "logs": set(),
     "resources": {"errors"},
+    "stack": {"domain"},
     "cli": {"app"},
 }
 
