@@ -1,4 +1,4 @@
-"""``pe-triage echo``: is that peer there, and does it know us?"""
+"""``pe-triage echo``: whether a peer is there and knows us."""
 
 from __future__ import annotations
 

@@ -143,10 +143,10 @@ class Indexer:
 
     def _quarantine_one(self, item: _Pending, recorded: Recorded) -> None:
         final = item.instance.path
-        if recorded.status is RecordStatus.CONFLICT_IDENTITY and final.exists():
+        ours = final.exists() and final.samefile(item.entry.path)
+        if recorded.status is RecordStatus.CONFLICT_IDENTITY and ours:
             # The link made a moment ago must not stand among the study's own files.
-            if final.samefile(item.entry.path):
-                self._spool.forget(final)
+            self._spool.forget(final)
         path = self._spool.set_aside(item.entry.path, str(recorded.status).lower())
         if recorded.quarantine_id is not None:
             self._quarantine.moved(recorded.quarantine_id, path.relative_to(self._data_dir))
