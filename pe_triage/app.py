@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import uuid
@@ -27,7 +28,7 @@ from pe_triage.assemble.completeness import CompletenessRules
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.config import Settings
 from pe_triage.domain import Outcome, ReceivedInstance, StudyState
-from pe_triage.errors import ConfigurationError, InputError, SchemaError
+from pe_triage.errors import ConfigurationError, InputError, PeTriageError, SchemaError
 from pe_triage.logs import get_logger, setup_logging
 from pe_triage.node.link import ChildLink
 from pe_triage.node.supervisor import ProcessSpec, Supervisor
@@ -216,6 +217,7 @@ def _processes(settings: Settings, listener: socket.socket, node_id: str) -> lis
             target=worker_process,
             args=(settings, f"{node_id}/worker-{n}/"),
             stop_order=1,
+            awaited=False,
         )
         for n in range(1, settings.workers + 1)
     ]
@@ -231,95 +233,103 @@ def _release(queue: JobQueue, prefix: str, log: Any) -> None:
         log.warning("job.released", owner=prefix, jobs=released)
 
 
-def _child(settings: Settings, connection: Connection) -> ChildLink:
+@contextlib.contextmanager
+def _child(settings: Settings, connection: Connection) -> Iterator[ChildLink]:
+    """Logging, signals and the line to the supervisor; a failure is one event, no traceback."""
     formats = {"json": True, "text": False}
     setup_logging(level=settings.log_level, json_lines=formats.get(settings.log_format))
     link = ChildLink(connection)
     link.start()
-    return link
+    try:
+        yield link
+    except Exception as error:  # noqa: BLE001 - the supervisor starts the process again
+        name = "" if isinstance(error, PeTriageError) else f"{type(error).__name__}: "
+        get_logger().error("process.failed", error=f"{name}{error}")
+        get_logger().debug("process.failed_traceback", exc_info=error)
+        sys.exit(1)
 
 
 def receiver_process(settings: Settings, listener: socket.socket, connection: Connection) -> None:
     """Main of a receiver process."""
-    link = _child(settings, connection)
-    from pe_triage.receive.server import ReceiverOptions, run_receiver
+    with _child(settings, connection) as link:
+        from pe_triage.receive.server import ReceiverOptions, run_receiver
 
-    run_receiver(
-        listener,
-        ReceiverOptions(
-            aet=settings.aet,
-            spool_root=settings.spool_dir,
-            accept_from=settings.accept_rules,
-            insecure=settings.insecure,
-            max_associations=settings.max_associations,
-            network_timeout_s=settings.network_timeout_s,
-            min_free_bytes=settings.min_free_mb << 20,
-            drain_s=settings.drain_s,
-        ),
-        on_ready=link.ready,
-        stop=link.stop,
-    )
+        run_receiver(
+            listener,
+            ReceiverOptions(
+                aet=settings.aet,
+                spool_root=settings.spool_dir,
+                accept_from=settings.accept_rules,
+                insecure=settings.insecure,
+                max_associations=settings.max_associations,
+                network_timeout_s=settings.network_timeout_s,
+                min_free_bytes=settings.min_free_mb << 20,
+                drain_s=settings.drain_s,
+            ),
+            on_ready=link.ready,
+            stop=link.stop,
+        )
 
 
 def worker_process(settings: Settings, owner_prefix: str, connection: Connection) -> None:
     """Main of a worker process: the only kind that imports torch."""
-    link = _child(settings, connection)
-    engine = open_engine(settings.database_url)
-    worker = _build_worker(settings, engine, f"{owner_prefix}{os.getpid()}")
-    link.ready()
-    worker.run(link.stop)
+    with _child(settings, connection) as link:
+        engine = open_engine(settings.database_url)
+        worker = _build_worker(settings, engine, f"{owner_prefix}{os.getpid()}")
+        link.ready()
+        worker.run(link.stop)
 
 
 def coordinator_process(settings: Settings, connection: Connection) -> None:
     """Main of the process that indexes, assembles, delivers and keeps the timers."""
-    link = _child(settings, connection)
-    from pe_triage.deliver.store_scu import DicomSender
-    from pe_triage.node.assembler import Assembler
-    from pe_triage.node.coordinator import Coordinator
-    from pe_triage.node.deliverer import Deliverer
-    from pe_triage.node.indexer import Indexer
-    from pe_triage.receive.spool import Spool
-    from pe_triage.store.outbox import Outbox
-    from pe_triage.store.quarantine import Quarantine
+    with _child(settings, connection) as link:
+        from pe_triage.deliver.store_scu import DicomSender
+        from pe_triage.node.assembler import Assembler
+        from pe_triage.node.coordinator import Coordinator
+        from pe_triage.node.deliverer import Deliverer
+        from pe_triage.node.indexer import Indexer
+        from pe_triage.receive.spool import Spool
+        from pe_triage.store.outbox import Outbox
+        from pe_triage.store.quarantine import Quarantine
 
-    engine = open_engine(settings.database_url)
-    studies, outbox = StudyStore(engine, settings.data_dir), Outbox(engine, settings.data_dir)
-    queue = JobQueue(engine, max_attempts=settings.max_attempts)
-    assembler = Assembler(
-        studies=studies,
-        queue=queue,
-        data_dir=settings.data_dir,
-        completeness=CompletenessRules(
-            quiet_s=settings.quiet_s, grace_s=settings.grace_s, max_wait_s=settings.max_wait_s
-        ),
-        eligibility=eligibility_rules(settings),
-        clock=utc_now,
-    )
-    spool = Spool(settings.spool_dir)
-    indexer = Indexer(
-        spool=spool,
-        studies=studies,
-        quarantine=Quarantine(engine),
-        assembler=assembler,
-        data_dir=settings.data_dir,
-    )
-    deliverers = [
-        Deliverer(
-            destination,
-            outbox=outbox,
+        engine = open_engine(settings.database_url)
+        studies, outbox = StudyStore(engine, settings.data_dir), Outbox(engine, settings.data_dir)
+        queue = JobQueue(engine, max_attempts=settings.max_attempts)
+        assembler = Assembler(
             studies=studies,
-            sender=DicomSender(settings.aet),
-            jitter=random.random,
+            queue=queue,
+            data_dir=settings.data_dir,
+            completeness=CompletenessRules(
+                quiet_s=settings.quiet_s, grace_s=settings.grace_s, max_wait_s=settings.max_wait_s
+            ),
+            eligibility=eligibility_rules(settings),
+            clock=utc_now,
         )
-        for destination in settings.destinations
-    ]
-    Coordinator(
-        indexer=indexer,
-        assembler=assembler,
-        spool=spool,
-        queue=queue,
-        deliverers=deliverers,
-    ).run(link.stop, on_ready=link.ready)
+        spool = Spool(settings.spool_dir)
+        indexer = Indexer(
+            spool=spool,
+            studies=studies,
+            quarantine=Quarantine(engine),
+            assembler=assembler,
+            data_dir=settings.data_dir,
+        )
+        deliverers = [
+            Deliverer(
+                destination,
+                outbox=outbox,
+                studies=studies,
+                sender=DicomSender(settings.aet),
+                jitter=random.random,
+            )
+            for destination in settings.destinations
+        ]
+        Coordinator(
+            indexer=indexer,
+            assembler=assembler,
+            spool=spool,
+            queue=queue,
+            deliverers=deliverers,
+        ).run(link.stop, on_ready=link.ready)
 
 
 def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:

@@ -35,12 +35,16 @@ class ProcessSpec:
         Importable callable; called with ``args`` and then the child's end of the pipe.
     stop_order
         Lower numbers are stopped, and waited for, first.
+    awaited
+        Whether the node is ready only once this process is. A worker is not: images are taken in
+        and kept from the first moment, also while torch is being imported.
     """
 
     name: str
     target: Callable[..., None]
     args: tuple[Any, ...] = ()
     stop_order: int = 0
+    awaited: bool = True
 
 
 @dataclass(kw_only=True)
@@ -90,7 +94,7 @@ class Supervisor:
         should_stop
             Polled a few times a second.
         on_ready
-            Called once, when every process has reported ready.
+            Called once, when every awaited process has reported ready.
         """
         announced = False
         try:
@@ -98,7 +102,9 @@ class Supervisor:
                 self._start(child)
             while not should_stop():
                 self._attend()
-                if not announced and all(child.ready for child in self._children):
+                if not announced and all(
+                    child.ready for child in self._children if child.spec.awaited
+                ):
                     announced = True
                     on_ready()
         finally:
@@ -144,6 +150,7 @@ class Supervisor:
         try:
             if child.connection.recv() == READY:
                 child.ready = True
+                self._log.info("process.ready", process=child.spec.name)
         except (EOFError, OSError):
             child.connection.close()
             child.connection = None
