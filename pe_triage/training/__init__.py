@@ -1,0 +1,1 @@
+"""Training, evaluation and calibration; nothing that serves imports this room."""
