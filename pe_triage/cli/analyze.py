@@ -69,11 +69,9 @@ def analyze(
     if as_json:
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
+    from pe_triage.cli.tables import print_document, wide_console
 
-    from pe_triage.cli.tables import print_document
-
-    print_document(Console(), document)
+    print_document(wide_console(), document)
 
 
 def read_folder(path: Path) -> list[ReceivedInstance]:

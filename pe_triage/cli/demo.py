@@ -238,11 +238,9 @@ def _missing(documents: list[dict[str, Any]], pacs: StandInPacs) -> list[str]:
 
 
 def _print(documents: list[dict[str, Any]], pacs: StandInPacs) -> None:
-    from rich.console import Console
+    from pe_triage.cli.tables import wide_console, worklist_table
 
-    from pe_triage.cli.tables import worklist_table
-
-    console = Console()
+    console = wide_console()
     console.print(worklist_table(documents))
     console.print("Seconds: from the last image received to the last result delivered.")
     for doc in documents:

@@ -24,11 +24,9 @@ def show(
     if as_json:
         click.echo(json.dumps(doc, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
+    from pe_triage.cli.tables import print_document, wide_console
 
-    from pe_triage.cli.tables import print_document
-
-    print_document(Console(), doc)
+    print_document(wide_console(), doc)
 
 
 def _document(

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import UID
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.presentation import build_context
@@ -54,19 +54,24 @@ class StandInPacs:
         if not (study.is_valid and sop.is_valid):
             return 0xA900
         folder = self.directory / study
-        description = str(ds.get("SeriesDescription", "")) or "object"
-        word = "".join(c if c.isalnum() else "-" for c in description.lower())[:40].strip("-")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._lock:
                 path = self.received.get(sop)
                 if path is None:
-                    path = folder / f"{ds.Modality}-{len(list(folder.iterdir())):02d}-{word}.dcm"
+                    path = folder / file_name(ds)
                 path.write_bytes(event.encoded_dataset())
                 self.received[sop] = path
         except OSError:
             return 0xA700
         return 0x0000
+
+
+def file_name(ds: Dataset) -> str:
+    """Modality, series and instance number, which tell the objects of one study apart."""
+    modality = "".join(c for c in str(ds.get("Modality", "")) if c.isalnum()) or "XX"
+    numbers = [int(ds.get(name) or 0) for name in ("SeriesNumber", "InstanceNumber")]
+    return f"{modality}-{numbers[0]}-{numbers[1]}.dcm"
 
 
 def send_files(

@@ -50,8 +50,6 @@ def studies(
     if as_json:
         click.echo(json.dumps(documents, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
+    from pe_triage.cli.tables import wide_console, worklist_table
 
-    from pe_triage.cli.tables import worklist_table
-
-    Console().print(worklist_table(documents))
+    wide_console().print(worklist_table(documents))

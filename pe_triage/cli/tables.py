@@ -12,6 +12,12 @@ from rich.table import Table
 PRIORITY_STYLE = {"HIGH": "bold red", "MEDIUM": "yellow", "LOW": "cyan"}
 
 
+def wide_console() -> Console:
+    """A console as wide as the terminal; wide enough for a UID where the output goes elsewhere."""
+    console = Console()
+    return console if console.is_terminal else Console(width=150)
+
+
 def _text(value: Any, digits: int | None = None) -> str:
     if value is None:
         return "–"
@@ -26,11 +32,17 @@ def worklist_table(documents: Sequence[Mapping[str, Any]]) -> Table:
     for heading, justify in (
         ("Study", "left"),
         ("Outcome", "left"),
-        ("PE prob.", "right"),
+        ("PE probability", "right"),
         ("Priority", "left"),
         ("Seconds", "right"),
     ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(
+            heading,
+            justify=justify,  # type: ignore[arg-type]
+            overflow="fold",
+            ratio=2 if heading == "Outcome" else None,
+            min_width=44 if heading == "Study" else None,
+        )
     for doc in documents:
         priority = doc.get("priority")
         style = PRIORITY_STYLE.get(str(priority), "")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class RunningNode:
         Kept over restarts of the same node.
     arguments
         Further flags.
+    settings
+        Keys without a flag, for a configuration file; values are written as TOML by `json.dumps`.
     """
 
     def __init__(
@@ -67,9 +69,15 @@ class RunningNode:
         database: str | None = None,
         port: int = 0,
         start: bool = True,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.arguments = tuple(map(str, arguments))
+        if settings:
+            config = data_dir.with_name(f"{data_dir.name}.toml")
+            config.parent.mkdir(parents=True, exist_ok=True)
+            config.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
+            self.arguments += ("--config", str(config))
         self.database = database
         self.port = port
         self.lines: list[str] = []
@@ -126,6 +134,16 @@ class RunningNode:
                 pass
             self.process.wait(30)
 
+    def pid_of(self, name: str) -> int:
+        """Process id of the newest process of that name; needs ``--log-level DEBUG``."""
+        started = [e for e in self.events("process.started") if e["process"] == name]
+        assert started, f"no process.started of {name}"
+        return int(started[-1]["pid"])
+
+    def kill_one(self, name: str) -> None:
+        """SIGKILL to one process of the node."""
+        os.kill(self.pid_of(name), signal.SIGKILL)
+
     def __enter__(self) -> RunningNode:
         return self
 
@@ -146,6 +164,10 @@ class RunningNode:
                 if doc.get("event") == name:
                     found.append(doc)
         return found
+
+    def incoming(self) -> list[Path]:
+        """Instances that are acknowledged and not indexed yet."""
+        return sorted((self.data_dir / "spool" / "incoming").glob("*.dcm"))
 
     # -- what it knows
 

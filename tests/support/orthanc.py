@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.support.peers import require_program
+from tests.support.peers import dcmtk_environment, require_program
 from tests.support.postgres import free_port
 
 
@@ -38,6 +38,8 @@ class Orthanc:
                     "DicomCheckCalledAet": True,
                     "DicomAlwaysAllowStore": True,
                     "OverwriteInstances": False,
+                    # It only has to survive the test's own stop and start.
+                    "SyncStorageArea": False,
                     "Plugins": [],
                 }
             )
@@ -50,7 +52,10 @@ class Orthanc:
     def start(self) -> None:
         with (self.home / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._program, str(self.home / "orthanc.json")], stdout=log, stderr=log
+                [self._program, str(self.home / "orthanc.json")],
+                stdout=log,
+                stderr=log,
+                env=dcmtk_environment(),
             )
         deadline = time.monotonic() + 60
         while True:
@@ -63,8 +68,11 @@ class Orthanc:
             else:
                 return
 
-    def stop(self) -> None:
+    def stop(self, *, kill: bool = False) -> None:
+        """Stop; its orderly end takes seconds that a test's own end need not wait for."""
         if self._process is not None:
+            if kill:
+                self._process.kill()
             self._process.terminate()
             try:
                 self._process.wait(30)
@@ -77,7 +85,7 @@ class Orthanc:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.stop()
+        self.stop(kill=True)
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=20) as got:
