@@ -47,7 +47,9 @@ PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")
 SOURCE_IMAGE_FOR_PROCESSING = Code("121322", "DCM", "Source image for image processing operation")
 PROCEDURE_REPORTED = Code("25045-6", "LN", "CT unspecified body region")
 
-SCORE = _private("SCORE", "Model score (0 to 1)")
+EXAM_SCORE = _private("EXAM_SCORE", "Model score of exam (0 to 1)")
+LABEL_SCORE = _private("LABEL_SCORE", "Model score of label (0 to 1)")
+SLICE_SCORE = _private("SLICE_SCORE", "Model score of slice (0 to 1)")
 ATTENTION = _private("ATTENTION", "Attention weight of slice (0 to 1)")
 OUTCOME = _private("OUTCOME", "Triage outcome")
 PRIORITY_ASSIGNED = _private("PRIORITY", "Triage priority")
@@ -182,3 +184,4 @@ LABEL_CONCEPTS: Mapping[str, LabelConcept] = MappingProxyType(
 
 EXAM = _private("PE_EXAM", "Pulmonary embolism, whole exam")
 KEY_SLICE = _private("KEY_SLICE", "Slice worth looking at first")
+HEATMAP_OUTLINE = _private("OUTLINE", "Outline of heatmap at half its maximum")

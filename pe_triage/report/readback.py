@@ -33,7 +33,8 @@ def read_sr(path: Path | str) -> dict[str, Any]:
         The keys of the `show` document that a report can know: ``study_uid``, ``state``,
         ``outcome``, ``reason``, ``priority``, ``series_uid``, ``instances``, ``run``, ``exam``,
         ``pe_probability``, ``findings``, ``slices`` (the key slices, foot to head, each with
-        ``point`` besides: column and row in the source image, or None), ``model``, ``results``
+        ``point`` besides: column and row in the source image, and ``outline``, a list of such
+        pairs; or None), ``model``, ``results``
         (the report itself); and ``notice``, ``thresholds``, ``predecessors``. Numbers equal those
         written bit for bit.
 
@@ -69,6 +70,9 @@ def _document(
         label: group[0] for code, group in groups.items() if (label := _LABEL_OF_CODE.get(code))
     }
     slices = [_slice(group) for group in groups.get(c.KEY_SLICE.value, [])]
+    outlines = dict(_outline(group) for group in groups.get(c.HEATMAP_OUTLINE.value, []))
+    for entry in slices:
+        entry["outline"] = outlines.get(entry["sop_instance_uid"])
     order = {uid: index for index, uid in enumerate(_evidence(ds))}
     slices.sort(key=lambda s: order.get(s["sop_instance_uid"], len(order)))
     not_evaluated = outcome is Outcome.NOT_EVALUATED
@@ -81,10 +85,10 @@ def _document(
         "series_uid": parameters.get("series_uid"),
         "instances": int(parameters["instances"]),
         "run": int(parameters["run"]),
-        "exam": {label: _number(labels[label], c.SCORE) for label in EXAM_LABELS}
+        "exam": {label: _number(labels[label], c.LABEL_SCORE) for label in EXAM_LABELS}
         if labels
         else None,
-        "pe_probability": _number(exam, c.SCORE) if labels else None,
+        "pe_probability": _number(exam, c.EXAM_SCORE) if labels else None,
         "findings": {label: _decision(labels[label]) for label in EXAM_LABELS} if labels else None,
         "slices": slices,
         "model": _model(exam, parameters),
@@ -160,13 +164,28 @@ def _model(group: Dataset, parameters: dict[str, str]) -> dict[str, str] | None:
     }
 
 
-def _slice(group: Dataset) -> dict[str, Any]:
-    region = next((i for i in group.ContentSequence if i.ValueType == "SCOORD"), None)
-    holder = group if region is None else region
+def _region(group: Dataset) -> Dataset | None:
+    return next((i for i in group.ContentSequence if i.ValueType == "SCOORD"), None)
+
+
+def _image_uid(holder: Dataset) -> str:
     image = next(i for i in holder.ContentSequence if i.ValueType == "IMAGE")
+    return str(image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+
+
+def _outline(group: Dataset) -> tuple[str, list[list[float]]]:
+    region = _region(group)
+    if region is None:
+        raise ValueError("an outline without coordinates")
+    values = [float(v) for v in region.GraphicData]
+    return _image_uid(region), [list(pair) for pair in zip(values[::2], values[1::2], strict=True)]
+
+
+def _slice(group: Dataset) -> dict[str, Any]:
+    region = _region(group)
     return {
-        "sop_instance_uid": str(image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID),
-        "probability": _number(group, c.SCORE),
+        "sop_instance_uid": _image_uid(group if region is None else region),
+        "probability": _number(group, c.SLICE_SCORE),
         "attention": _number(group, c.ATTENTION),
         "point": [float(v) for v in region.GraphicData] if region is not None else None,
     }

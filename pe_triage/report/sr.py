@@ -89,14 +89,15 @@ def _content(
     settings: ReportSettings,
 ) -> hd.sr.MeasurementReport:
     writer = GroupWriter(result=result, study=study, settings=settings)
+    # The exam first, for readers of text; the key slices next, for what OHIF writes beside them.
     groups: list[MeasurementGroup] = [writer.exam(key_headers)]
-    if result.prediction is not None:
-        groups += writer.labels(result.prediction)
     for number, (key, header) in enumerate(
         zip(result.key_slices, key_headers, strict=True), start=1
     ):
         assert volume is not None  # build_results has checked
-        groups.append(writer.key_slice(key, number, header, volume))
+        groups += writer.key_slice(key, number, header, volume)
+    if result.prediction is not None:
+        groups += writer.labels(result.prediction)
     model = result.model
     report = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import highdicom as hd
 import numpy as np
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
@@ -27,9 +28,15 @@ from pe_triage.domain import (
     TriageResult,
 )
 from pe_triage.report import concepts as c
+from pe_triage.report.places import has_place, source_outline, source_point, strongest
 from pe_triage.report.settings import ReportSettings
 from pe_triage.report.study import StudyContext
 from pe_triage.report.uids import derive_uid
+
+_TRACKED_EXAM = "exam"
+"""What is tracked (PS3.16 TID 1501) is the exam's embolism as a whole, so its group, the labels'
+and that of the slice where it shows best carry one Tracking Unique Identifier. OHIF (3.13) puts
+groups of one identifier together, and opens nothing at all where one is left without a region."""
 
 _CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 
@@ -62,10 +69,10 @@ class GroupWriter:
             evaluations.append(_evaluation(c.SHOWN, c.WITHHELD if result.model else c.NOT_RUN))
         prediction = result.prediction
         group = hd.sr.MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=self._tracking("exam", "Pulmonary embolism triage"),
+            tracking_identifier=self._tracking(_TRACKED_EXAM, "Pulmonary embolism triage"),
             finding_type=c.PULMONARY_EMBOLISM,
             algorithm_id=self._algorithm(full=True),
-            measurements=self._scores(prediction, prediction.pe_probability)
+            measurements=self._scores(c.EXAM_SCORE, prediction, prediction.pe_probability)
             if prediction
             else None,
             qualitative_evaluations=evaluations,
@@ -94,11 +101,13 @@ class GroupWriter:
         decision = prediction.findings.get(label, Decision.UNDETERMINED)
         finding, *more = concept.findings
         return hd.sr.MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=self._tracking(label, concept.code.meaning),
+            tracking_identifier=self._tracking(_TRACKED_EXAM, concept.code.meaning),
             finding_type=finding,
             finding_sites=[hd.sr.FindingSite(concept.site)] if concept.site else None,
             algorithm_id=self._algorithm(),
-            measurements=self._scores(prediction, prediction.exam_probability[label]),
+            measurements=self._scores(
+                c.LABEL_SCORE, prediction, prediction.exam_probability[label]
+            ),
             qualitative_evaluations=[
                 _evaluation(c.LABEL, concept.code),
                 *(_evaluation(c.ALSO, code) for code in more),
@@ -108,44 +117,54 @@ class GroupWriter:
 
     def key_slice(
         self, key: KeySlice, number: int, header: Dataset, volume: CtVolume
-    ) -> MeasurementGroup:
-        """Return the group of one key slice, with the heatmap's peak as a point on the image.
+    ) -> list[MeasurementGroup]:
+        """Return the groups of one key slice: the heatmap's peak as a point, and its outline.
 
         A heatmap of zeros points nowhere, so its group names the image without a place on it.
+        Two groups, since a planar group holds one region (TID 1410); PixelMed's validator also
+        takes every group of a report with a single region for a planar one.
         """
         prediction = self.result.prediction
         assert prediction is not None  # key slices come with the prediction
-        count = len(self.result.key_slices)
+        keys = self.result.key_slices
+        role = _TRACKED_EXAM if strongest(keys) == number - 1 else f"key-slice-{number:02d}"
+        words = f"Key slice {number} of {len(keys)}"
         common: dict[str, Any] = {
-            "tracking_identifier": self._tracking(
-                f"key-slice-{number:02d}", f"Key slice {number} of {count}"
-            ),
+            "tracking_identifier": self._tracking(role, words),
             "finding_type": c.PULMONARY_EMBOLISM,
             "algorithm_id": self._algorithm(),
             "measurements": [
-                *self._scores(prediction, key.probability),
+                *self._scores(c.SLICE_SCORE, prediction, key.probability),
                 self._number(c.ATTENTION, key.attention),
             ],
             "qualitative_evaluations": [_evaluation(c.LABEL, c.KEY_SLICE)],
         }
-        if not key.heatmap_yx.any():
-            return hd.sr.MeasurementsAndQualitativeEvaluations(
-                source_images=[_source(header)], **common
-            )
-        return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-            referenced_region=hd.sr.ImageRegion(
-                graphic_type=hd.sr.GraphicTypeValues.POINT,
-                graphic_data=np.array([source_point(key, volume)]),
-                source_image=hd.sr.SourceImageForRegion(
-                    referenced_sop_class_uid=str(header.SOPClassUID),
-                    referenced_sop_instance_uid=str(header.SOPInstanceUID),
-                ),
+        if not has_place(key):
+            return [
+                hd.sr.MeasurementsAndQualitativeEvaluations(
+                    source_images=[_source(header)], **common
+                )
+            ]
+        point = np.array([source_point(key, volume)])
+        return [
+            hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+                referenced_region=_region(hd.sr.GraphicTypeValues.POINT, point, header), **common
             ),
-            **common,
-        )
+            hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+                referenced_region=_region(
+                    hd.sr.GraphicTypeValues.POLYLINE, source_outline(key, volume), header
+                ),
+                tracking_identifier=self._tracking(role, f"{words}, outline of the heatmap"),
+                finding_type=c.PULMONARY_EMBOLISM,
+                algorithm_id=self._algorithm(),
+                qualitative_evaluations=[_evaluation(c.LABEL, c.HEATMAP_OUTLINE)],
+            ),
+        ]
 
-    def _scores(self, prediction: ExamPrediction, value: float) -> list[hd.sr.Measurement]:
-        scores = [self._number(c.SCORE, value)]
+    def _scores(
+        self, name: Code, prediction: ExamPrediction, value: float
+    ) -> list[hd.sr.Measurement]:
+        scores = [self._number(name, value)]
         if prediction.model.calibrated:
             scores.append(self._number(c.CERTAINTY, value * 100.0, c.PERCENT))
         return scores
@@ -200,23 +219,17 @@ class GroupWriter:
         return lines
 
 
-def source_point(key: KeySlice, volume: CtVolume) -> tuple[float, float]:
-    """Return the heatmap's peak as (column, row) in the pixel grid of the source image.
-
-    In SCOORD the corner of the first pixel is (0, 0) and its centre (0.5, 0.5) (PS3.3 C.18.6.1.2),
-    while `KeySlice.peak_yx` counts voxel centres from 0.
-    """
-    rows, columns = volume.hu_zyx.shape[1:]
-    row, column = (float(np.clip(v, 0, n - 1)) for v, n in zip(key.peak_yx, (rows, columns),
-                                                               strict=True))  # fmt: skip
-    if volume.source_flip_yx[0]:
-        row = rows - 1 - row
-    if volume.source_flip_yx[1]:
-        column = columns - 1 - column
-    if volume.source_transpose:
-        # Decubitus acquisitions: the source's rows are the volume's columns.
-        row, column = column, row
-    return column + 0.5, row + 0.5
+def _region(
+    kind: hd.sr.GraphicTypeValues, points: NDArray[np.float64], header: Dataset
+) -> hd.sr.ImageRegion:
+    return hd.sr.ImageRegion(
+        graphic_type=kind,
+        graphic_data=points,
+        source_image=hd.sr.SourceImageForRegion(
+            referenced_sop_class_uid=str(header.SOPClassUID),
+            referenced_sop_instance_uid=str(header.SOPInstanceUID),
+        ),
+    )
 
 
 def _evaluation(name: Code, value: Code) -> hd.sr.QualitativeEvaluation:
