@@ -52,24 +52,19 @@ def parse_destination(text: str) -> Destination:
     aet, at, address = text.strip().rpartition("@")
     if not at:
         raise _wrong(text, "expected AET@HOST:PORT")
-    if address.startswith("["):
-        host, bracket, rest = address[1:].partition("]")
-        if not bracket:
-            raise _wrong(text, "the bracket around the IPv6 address is not closed")
-        if rest and not rest.startswith(":"):
-            raise _wrong(text, "expected :PORT after the closing bracket")
-        port_text = rest[1:]
-        _check_ipv6(host, of=text)
-    else:
-        host, colon, port_text = address.rpartition(":")
-        if not colon:
-            raise _wrong(text, "the port is missing; expected AET@HOST:PORT")
-        if ":" in host:
-            raise _wrong(text, "an IPv6 address must stand in brackets")
-        _check_host(host, of=text)
-    return Destination(
-        aet=_parse_aet(aet, of=text), host=host, port=_parse_port(port_text, of=text)
-    )
+    host, port = _parse_host_port(address, of=text, expected="AET@HOST:PORT")
+    return Destination(aet=_parse_aet(aet, of=text), host=host, port=port)
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    """Parse ``HOST:PORT``; an IPv6 host stands in brackets, as in ``[::1]:2575``.
+
+    Raises
+    ------
+    ConfigurationError
+        The message names `text` and what is wrong with it.
+    """
+    return _parse_host_port(text.strip(), of=text, expected="HOST:PORT")
 
 
 def parse_accept_from(text: str) -> AcceptRule:
@@ -95,6 +90,25 @@ def parse_accept_from(text: str) -> AcceptRule:
 
 def _wrong(text: str, what: str) -> ConfigurationError:
     return ConfigurationError(f"{text!r}: {what}")
+
+
+def _parse_host_port(address: str, *, of: str, expected: str) -> tuple[str, int]:
+    if address.startswith("["):
+        host, bracket, rest = address[1:].partition("]")
+        if not bracket:
+            raise _wrong(of, "the bracket around the IPv6 address is not closed")
+        if rest and not rest.startswith(":"):
+            raise _wrong(of, "expected :PORT after the closing bracket")
+        port_text = rest[1:]
+        _check_ipv6(host, of=of)
+    else:
+        host, colon, port_text = address.rpartition(":")
+        if not colon:
+            raise _wrong(of, f"the port is missing; expected {expected}")
+        if ":" in host:
+            raise _wrong(of, "an IPv6 address must stand in brackets")
+        _check_host(host, of=of)
+    return host, _parse_port(port_text, of=of)
 
 
 def _parse_aet(aet: str, *, of: str) -> str:

@@ -321,7 +321,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
                 sender=DicomSender(settings.aet),
                 jitter=random.random,
             )
-            for destination in settings.destinations
+            for destination in settings.peers
         ]
         Coordinator(
             indexer=indexer,
@@ -343,7 +343,7 @@ def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
         options=WorkerOptions(
             owner=owner,
             data_dir=settings.data_dir,
-            destinations=settings.send_to,
+            routes=settings.routes,
             lease_s=settings.lease_s,
         ),
         clock=utc_now,

@@ -17,8 +17,10 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pe_triage.addresses import AcceptRule, parse_accept_from, parse_aet, parse_destination
+from pe_triage.destinations import AnyDestination
 from pe_triage.domain import Destination
 from pe_triage.errors import ConfigurationError, InputError
+from pe_triage.routing import Route
 
 T = TypeVar("T")
 
@@ -121,6 +123,11 @@ class Settings(BaseModel):
     send_to: tuple[str, ...] = Field(
         default=(), description="Destinations AET@HOST:PORT for every result object."
     )
+    destinations: tuple[AnyDestination, ...] = Field(
+        default=(),
+        description="Tables of destinations with a name, a road and a choice of results "
+        "(docs/integration.md).",
+    )
 
     # --- results
     institution: str = Field(default="", description="Institution name written on results.")
@@ -164,10 +171,27 @@ class Settings(BaseModel):
             _checked(parse_accept_from, text)
         return value
 
+    @field_validator("destinations")
+    @classmethod
+    def _check_destinations(cls, value: tuple[AnyDestination, ...]) -> tuple[AnyDestination, ...]:
+        names = [table.name for table in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the name {twice[0]!r} is given twice")
+        return value
+
     @property
-    def destinations(self) -> tuple[Destination, ...]:
+    def peers(self) -> tuple[Destination, ...]:
         """Parsed `send_to`."""
         return tuple(parse_destination(text) for text in self.send_to)
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """What each destination takes: `send_to` everything, the tables what they say."""
+        return (
+            *(Route(name=str(peer)) for peer in self.peers),
+            *(table.route for table in self.destinations),
+        )
 
     @property
     def accept_rules(self) -> tuple[AcceptRule, ...]:
@@ -260,9 +284,24 @@ def _checked(parse: Callable[[str], T], text: str) -> T:
 
 
 def _from_env(key: str, variable: str, value: str) -> Any:
-    if key == "eligibility":
+    if key in ("eligibility", "destinations"):
         raise ConfigurationError(f"{variable}: {key} is a table; set it in a configuration file")
     return value
+
+
+_WORDS = {
+    "extra_forbidden": "unknown key",
+    "union_tag_not_found": "the key type is missing (dicom, hl7, fhir, webhook or ups)",
+    "union_tag_invalid": "type is none of dicom, hl7, fhir, webhook, ups",
+}
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """Which table and key: ``[2].url``, counted from 1; the union's tag is no key."""
+    if not loc:
+        return ""
+    keys = [part for part in loc[2:] if isinstance(part, str)]
+    return f"[{int(loc[0]) + 1}]" + "".join(f".{key}" for key in keys[:1])
 
 
 def _one_line(error: ValidationError, origin: Mapping[str, str]) -> str:
@@ -271,6 +310,10 @@ def _one_line(error: ValidationError, origin: Mapping[str, str]) -> str:
     where = origin.get(key, key)
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}"
+    if key == "destinations":
+        # Never the value: it may be a secret that somebody pasted where its file's name belongs.
+        words = _WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+        return f"{where}{_place(first['loc'][1:])}: {words}"
     if first["type"] == "value_error":
         return f"{where}: {first['msg'].removeprefix('Value error, ')}"
     return f"{where}: {first['msg']} (got {first['input']!r})"

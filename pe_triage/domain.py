@@ -411,6 +411,27 @@ class ResultObject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResultMessage:
+    """One message to one destination, as it will be sent however often it is tried.
+
+    Attributes
+    ----------
+    message_id
+        Derived from the run and the destination, so that a receiver recognises a repetition.
+    body
+        What is sent; None where it could not be written.
+    refused
+        Why not, in a line without patient identity; shown as a parked delivery.
+    """
+
+    kind: ResultKind
+    destination: str
+    message_id: str
+    body: bytes | None = field(repr=False)
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultSet:
     """All objects of one run, in the order in which they should be sent."""
 
@@ -427,12 +448,15 @@ class Delivery:
     study_uid: str
     destination: str
     kind: ResultKind
-    sop_class_uid: str
-    sop_instance_uid: str
+    sop_class_uid: str | None
+    """None for a message."""
+    sop_instance_uid: str | None
     path: Path
     state: DeliveryState
     attempts: int
     last_error: str | None = None
+    sha256: str | None = None
+    """Of the file, as persisted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from pe_triage.logs import get_logger
 from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study, relevant_instances
 from pe_triage.node.document import analysis_document
 from pe_triage.node.files import result_dir, to_received, write_results
+from pe_triage.routing import Route
 from pe_triage.store.jobs import JobQueue, ResultRow
 from pe_triage.store.studies import StudyStore
 
@@ -38,7 +39,7 @@ class WorkerOptions:
 
     owner: str
     data_dir: Path
-    destinations: tuple[str, ...]
+    routes: tuple[Route, ...]
     lease_s: float
     poll_s: float = 0.2
     retry_s: float = 10.0
@@ -178,7 +179,7 @@ class Worker:
             document=analysis_document(result),
             model_sha256=result.model.sha256 if result.model else None,
             results=rows,
-            destinations=self._options.destinations,
+            routes=self._options.routes,
         )
 
     def _give_back(self, job: Job, error: Exception, log: Any) -> None:

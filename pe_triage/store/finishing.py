@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from pe_triage.domain import DeliveryState, Job, Priority, ResultKind, StudyState
+from pe_triage.domain import DeliveryState, Job, Outcome, Priority, ResultKind, StudyState
+from pe_triage.routing import MESSAGE_KINDS, Route, plan_deliveries
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now
 from pe_triage.store.schema import NO_URGENCY, URGENCY
@@ -30,7 +31,11 @@ class ResultRow:
     sop_instance_uid: str | None
     sha256: str | None
     path: Path | None
-    """Relative to the data directory."""
+    """Relative to the data directory; None for a message that could not be written."""
+    addressee: str | None = None
+    """Destination that a message was written for; None for a DICOM object."""
+    refused: str | None = None
+    """Why a message could not be written: its delivery is parked with these words."""
 
 
 def end_run(
@@ -63,6 +68,7 @@ def end_run(
         )
     )
     if state in ANSWERS:
+        withdraw_messages(connection, job)
         connection.execute(
             update(jobs)
             .where(jobs.c.study_uid == job.study_uid, jobs.c.run < job.run)
@@ -83,10 +89,11 @@ def write_results(
     connection: Connection,
     job: Job,
     priority: Priority | None,
+    outcome: Outcome | None,
     results: Sequence[ResultRow],
-    destinations: Sequence[str],
+    routes: Sequence[Route],
 ) -> None:
-    """Write the results of `job`, and one delivery of each to each destination."""
+    """Write the results of `job` and their deliveries, as `plan_deliveries` says."""
     if not results:
         return
     table = schema.results
@@ -105,29 +112,64 @@ def write_results(
             for ordinal, result in enumerate(results)
         ],
     )
-    rows = connection.execute(
-        select(table.c.result_id, table.c.ordinal)
-        .where(table.c.job_id == job.job_id, table.c.sop_instance_uid.is_not(None))
-        .order_by(table.c.ordinal)
-    ).all()
-    if not rows or not destinations:
+    plan = [
+        (ordinal, destination)
+        for ordinal, destination in plan_deliveries(results, routes, outcome)
+        if results[ordinal].kind in MESSAGE_KINDS or results[ordinal].sop_instance_uid is not None
+    ]
+    if not plan:
         return
+    result_ids = {
+        row.ordinal: row.result_id
+        for row in connection.execute(
+            select(table.c.result_id, table.c.ordinal).where(table.c.job_id == job.job_id)
+        )
+    }
     now = connection.execute(select(db_now())).scalar_one()
     connection.execute(
         insert(schema.deliveries),
         [
             {
-                "result_id": row.result_id,
+                "result_id": result_ids[ordinal],
                 "job_id": job.job_id,
                 "destination": destination,
-                "state": DeliveryState.PENDING.value,
+                "state": _first_state(results[ordinal]).value,
                 "attempts": 0,
                 "urgency": URGENCY[priority],
-                "ordinal": row.ordinal,
+                "ordinal": ordinal,
                 "queued_at": now,
                 "next_attempt_at": now,
+                "last_error": results[ordinal].refused,
             }
-            for row in rows
-            for destination in dict.fromkeys(destinations)
+            for ordinal, destination in plan
         ],
     )
+
+
+def withdraw_messages(connection: Connection, job: Job) -> None:
+    """Park the messages of earlier runs that no peer has taken yet.
+
+    A DICOM object of an earlier run is still sent: it has a UID of its own, and the newer report
+    names it as its predecessor. A message has neither: whichever came last would count, and since
+    urgency goes before age that may be the older answer.
+    """
+    jobs, results, deliveries = schema.jobs, schema.results, schema.deliveries
+    earlier = select(jobs.c.job_id).where(jobs.c.study_uid == job.study_uid, jobs.c.run < job.run)
+    messages = select(results.c.result_id).where(
+        results.c.job_id.in_(earlier), results.c.kind.in_(sorted(k.value for k in MESSAGE_KINDS))
+    )
+    connection.execute(
+        update(deliveries)
+        .where(
+            deliveries.c.result_id.in_(messages),
+            deliveries.c.state == DeliveryState.PENDING.value,
+        )
+        .values(
+            state=DeliveryState.PARKED.value,
+            last_error=f"not sent: run {job.run} has superseded this answer",
+        )
+    )
+
+
+def _first_state(result: ResultRow) -> DeliveryState:
+    return DeliveryState.PENDING if result.refused is None else DeliveryState.PARKED

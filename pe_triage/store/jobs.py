@@ -37,6 +37,7 @@ from pe_triage.domain import (
     StudyState,
 )
 from pe_triage.errors import LeaseLostError
+from pe_triage.routing import Route
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
 from pe_triage.store.finishing import ResultRow, end_run, write_results
@@ -239,7 +240,7 @@ class JobQueue:
         document: Mapping[str, Any],
         model_sha256: str | None,
         results: Sequence[ResultRow],
-        destinations: Sequence[str],
+        routes: Sequence[Route],
     ) -> None:
         """End `job`: its answer, its results, their deliveries and its study, in one transaction.
 
@@ -252,8 +253,8 @@ class JobQueue:
             of the show document; others are shown as they are.
         results
             In the order in which they should be sent; their files are durable already.
-        destinations
-            Each gets every result that is a DICOM object.
+        routes
+            Which destination gets which results; see `routing.plan_deliveries`.
 
         Raises
         ------
@@ -283,7 +284,7 @@ class JobQueue:
                     "slices": list(document.get("slices") or ()),
                 },
             )
-            write_results(connection, job, priority, results, destinations)
+            write_results(connection, job, priority, outcome, results, routes)
 
         write(self._engine, work)
 

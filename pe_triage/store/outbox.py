@@ -12,9 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, exists, func, select, update
+from sqlalchemy import Connection, Engine, Row, exists, func, select, true, update
 
 from pe_triage.domain import Delivery, DeliveryState, ResultKind
+from pe_triage.routing import MESSAGE_KINDS
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
 from pe_triage.store.jobs import utc_now
@@ -64,11 +65,16 @@ class Outbox:
         self._data_dir = data_dir
         self._clock = clock
 
-    def due(self, destination: str, limit: int) -> list[Delivery]:
+    def due(self, destination: str, limit: int, *, early: bool = False) -> list[Delivery]:
         """Deliveries to `destination` whose time has come.
 
         HIGH, MEDIUM, LOW, then without priority; within each the oldest run first, and the objects
         of a run in their order.
+
+        Parameters
+        ----------
+        early
+            Also those whose time has not come: what to try first at a destination that was away.
         """
         deliveries, results, jobs = schema.deliveries, schema.results, schema.jobs
         statement = (
@@ -78,7 +84,7 @@ class Outbox:
             .where(
                 deliveries.c.destination == destination,
                 deliveries.c.state == PENDING.value,
-                deliveries.c.next_attempt_at <= db_now(),
+                true() if early else deliveries.c.next_attempt_at <= db_now(),
             )
             .order_by(
                 deliveries.c.urgency,
@@ -197,8 +203,25 @@ class Outbox:
 
         return write(self._engine, work)
 
+    def bring_forward(self, destination: str) -> int:
+        """Make everything that waits for `destination` due: it is back. Returns how many."""
+        deliveries = schema.deliveries
+        statement = (
+            update(deliveries)
+            .where(
+                deliveries.c.destination == destination,
+                deliveries.c.state == PENDING.value,
+                deliveries.c.next_attempt_at > db_now(),
+            )
+            .values(next_attempt_at=db_now())
+            .returning(deliveries.c.delivery_id)
+        )
+        return write(self._engine, lambda c: len(c.execute(statement).all()))
+
     def requeue_parked(self, destination: str | None = None) -> int:
         """Try parked deliveries again from now on; to one destination, or to all.
+
+        Messages that a newer run superseded, and those that could not be written, stay parked.
 
         Returns
         -------
@@ -206,7 +229,18 @@ class Outbox:
             How many were parked.
         """
         deliveries = schema.deliveries
-        parked = deliveries.c.state == PARKED.value
+        results, jobs = schema.results, schema.jobs
+        # A DICOM object has a UID of its own; an old message would overwrite a newer answer.
+        sendable = (
+            select(results.c.result_id)
+            .join(jobs, results.c.job_id == jobs.c.job_id)
+            .where(
+                results.c.path.is_not(None),
+                jobs.c.superseded.is_(False)
+                | results.c.kind.not_in(sorted(k.value for k in MESSAGE_KINDS)),
+            )
+        )
+        parked = (deliveries.c.state == PARKED.value) & deliveries.c.result_id.in_(sendable)
         if destination is not None:
             parked &= deliveries.c.destination == destination
         # queued_at too: a caller gives up by age, and a person has just asked for more patience.
@@ -246,6 +280,7 @@ class Outbox:
             state=DeliveryState(row[deliveries.c.state]),
             attempts=row[deliveries.c.attempts],
             last_error=row[deliveries.c.last_error],
+            sha256=row[results.c.sha256],
         )
 
 

@@ -7,17 +7,32 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.peers import dcmtk_environment, require_program
+from tests.support.peers import dcmtk_environment, missing, require_program
 from tests.support.postgres import free_port
 
 
-class Orthanc:
-    """Debian's Orthanc on loopback, its storage in `home`; may be stopped and started again."""
+PLUGIN_PACKAGES = {"OrthancDicomWeb": "orthanc-dicomweb", "OrthancWebViewer": "orthanc-webviewer"}
 
-    def __init__(self, home: Path) -> None:
+
+def require_plugin(name: str) -> str:
+    """Absolute path of a plugin's library, or `missing`."""
+    path = Path("/usr/share/orthanc/plugins") / f"lib{name}.so"
+    if not path.exists():
+        missing(f"Orthanc's plugin {name}", PLUGIN_PACKAGES[name])
+    return str(path)
+
+
+class Orthanc:
+    """Debian's Orthanc on loopback, its storage in `home`; may be stopped and started again.
+
+    `plugins` are base names of Debian's plugin libraries, such as ``OrthancDicomWeb``.
+    """
+
+    def __init__(self, home: Path, plugins: Sequence[str] = ()) -> None:
         self._program = require_program("Orthanc", "orthanc")
         self.home = home
         self.dicom_port = free_port()
@@ -40,7 +55,7 @@ class Orthanc:
                     "OverwriteInstances": False,
                     # It only has to survive the test's own stop and start.
                     "SyncStorageArea": False,
-                    "Plugins": [],
+                    "Plugins": [require_plugin(name) for name in plugins],
                 }
             )
         )

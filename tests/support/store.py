@@ -22,6 +22,7 @@ from pe_triage.domain import (
     ResultKind,
     StudyState,
 )
+from pe_triage.routing import Route
 from pe_triage.store.jobs import JobQueue, ResultRow
 from pe_triage.store.outbox import Outbox
 from pe_triage.store.quarantine import Quarantine
@@ -109,7 +110,7 @@ class StoreUnderTest:
         priority: Priority | None = Priority.HIGH,
         document: dict[str, Any] | None = None,
         results: Sequence[ResultRow] | None = None,
-        destinations: Sequence[str] = (PACS,),
+        destinations: Sequence[str | Route] = (PACS,),
     ) -> None:
         self.queue.finish(
             job,
@@ -120,7 +121,7 @@ class StoreUnderTest:
             document=EMPTY_ANSWER if document is None else document,
             model_sha256="ab" * 32,
             results=result_rows(job) if results is None else results,
-            destinations=destinations,
+            routes=[d if isinstance(d, Route) else Route(name=d) for d in destinations],
         )
 
     def state(self, study_uid: str = STUDY) -> StudyState:

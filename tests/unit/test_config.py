@@ -19,12 +19,12 @@ def test_later_sources_win(tmp_path: Path) -> None:
         environ={"PE_TRIAGE_PORT": "2", "PE_TRIAGE_AET": "ENV", "OTHER": "x"},
     )
     assert (settings.aet, settings.quiet_s, settings.port) == ("ENV", 1.5, 3)
-    assert [str(d) for d in settings.destinations] == ["A@h:1"]
+    assert [str(d) for d in settings.peers] == ["A@h:1"]
 
 
 def test_environment_lists_are_separated_by_commas() -> None:
     settings = load_settings({}, environ={"PE_TRIAGE_SEND_TO": "A@h:1, B@[::1]:2"})
-    assert [(d.aet, d.host, d.port) for d in settings.destinations] == [
+    assert [(d.aet, d.host, d.port) for d in settings.peers] == [
         ("A", "h", 1),
         ("B", "::1", 2),
     ]

@@ -19,10 +19,12 @@ FLOOR: dict[str, int] = {
     "__init__": 0,
     "addresses": 0,
     "config": 0,
+    "destinations": 0,
     "domain": 0,
     "errors": 0,
     "logs": 0,
     "resources": 0,
+    "routing": 0,
     "stack": 0,
     "assemble": 1,
     "imaging": 1,
@@ -53,7 +55,9 @@ NEVER: dict[str, set[str]] = {
 """Rooms on a lower floor that a room has no business with."""
 
 ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
-    "config": {"addresses", "domain", "errors"},
+    "config": {"addresses", "destinations", "domain", "errors", "routing"},
+    "destinations": {"addresses", "domain", "errors", "routing"},
+    "routing": {"domain"},
     "addresses": {"domain", "errors"},
     "domain": {"errors"},
     "logs": set(),
