@@ -38,6 +38,7 @@ COMMANDS: dict[str, _Lazy] = {
     "echo": _Lazy("echo", "Send a C-ECHO to a peer."),
     "db": _Lazy("db", "Manage the database schema."),
     "phantom": _Lazy("phantom", "Generate synthetic CTPA studies."),
+    "evaluate": _Lazy("evaluate", "Evaluate a bundle on labelled data; calibrate it."),
     "bundle": _Lazy("bundle", "Inspect and verify model bundles."),
 }
 """Command name to module of `pe_triage.cli` (attribute of the same name) and its line of help."""
