@@ -64,6 +64,8 @@ ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
     "resources": {"errors"},
     "stack": {"domain"},
     "cli": {"app"},
+    # Evaluation judges what is served, so it predicts and explains by the code that serves.
+    "training": {"infer"},
 }
 
 
