@@ -12,7 +12,8 @@ PHANTOM).
 
 from __future__ import annotations
 
-from pe_triage.phantom.presets import PRESETS, Choice, Preset, Uniform, find_preset
+from pe_triage.phantom.distributions import Choice, Uniform
+from pe_triage.phantom.presets import PRESETS, Preset, find_preset
 from pe_triage.phantom.study import PhantomStudy, generate_study
 from pe_triage.phantom.truth import SLICE_POSITIVE_MIN_AREA_MM2, ClotTruth
 from pe_triage.phantom.writer import (

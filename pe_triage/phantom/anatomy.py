@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pe_triage.phantom.distributions import Uniform
 from pe_triage.phantom.geometry import Capsule, Ellipsoid, Point, Shape
-from pe_triage.phantom.presets import Uniform
 
 IDENTITY: tuple[Point, Point, Point] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
@@ -106,6 +106,10 @@ class Anatomy:
     trunk_radius_mm: float
     aorta_radius_mm: float
     contrast: Contrast
+    bow_mm: float = 0.0
+    """How far the septum bows into the left ventricle; 0: it bows the other way, as in health."""
+    side_factors: tuple[float, float] = (1.0, 1.0)
+    """Calibre of the left and right lungs' arteries relative to the average."""
 
     @property
     def rv_lv_ratio(self) -> float:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pe_triage.phantom.distributions import Choice, Uniform
 from pe_triage.phantom.geometry import Box, Capsule, Float, Point, Slab
-from pe_triage.phantom.presets import Choice, Preset, Uniform
+from pe_triage.phantom.presets import Preset
 from pe_triage.phantom.tree import Vessel
 
 _ACUTE = Choice(weights=(("occlusive", 0.55), ("floating", 0.45)))
@@ -41,7 +42,7 @@ class Clot:
     stage: str
     """acute or chronic."""
     kind: str
-    """occlusive, floating, saddle or eccentric."""
+    """Acute: occlusive, floating or saddle; chronic: eccentric, web or recanalised."""
     level: str
     side: str
     central: bool
@@ -52,6 +53,11 @@ class Clot:
     pieces: tuple[Piece, ...]
     calcium: tuple[Capsule, ...]
     calcium_hu: float
+
+    @property
+    def place(self) -> str:
+        """central, lobar, segmental or subsegmental: where RSPECT's reader would put it."""
+        return "central" if self.central else self.level
 
     def sides(self) -> frozenset[str]:
         """Return the sides that it counts for."""
@@ -155,6 +161,39 @@ def _chronic(rng: np.random.Generator, stretch: list[Capsule], web: bool) -> lis
     return pieces
 
 
+def _web(rng: np.random.Generator, stretch: list[Capsule], web: bool) -> list[Piece]:
+    """Thin bands from wall to wall, and little else: what recanalisation may leave behind."""
+    aside = _across(rng, stretch[0])
+    pieces = [Piece(vessel=c, core=_core(c, 0.8, aside, 0.2), adherent=True) for c in stretch]
+    for c in stretch:
+        for _ in range(2 if _length(c) > 6 else 1):
+            t, over = float(rng.uniform(0.1, 0.6)), _across(rng, c)
+            a, b = _between(c.start, c.end, t), _between(c.start, c.end, t + 0.35)
+            r = c.start_radius_mm
+            band = Capsule(
+                start=(a[0] + over[0] * r, a[1] + over[1] * r, a[2] + over[2] * r),
+                end=(b[0] - over[0] * r, b[1] - over[1] * r, b[2] - over[2] * r),
+                start_radius_mm=0.9,
+                end_radius_mm=0.9,
+            )
+            pieces.append(Piece(vessel=c, core=band, adherent=False))
+    return pieces
+
+
+def _recanalised(rng: np.random.Generator, stretch: list[Capsule], web: bool) -> list[Piece]:
+    """A vessel filled by old clot through which two or three narrow channels lead."""
+    channels = [(_across(rng, stretch[0]), float(rng.uniform(0.22, 0.38)))
+                for _ in range(int(rng.integers(2, 4)))]  # fmt: skip
+    return [
+        Piece(vessel=c, core=_core(c, share, aside, 0.88 - share), adherent=True)
+        for c in stretch
+        for aside, share in channels
+    ]
+
+
+_CHRONIC = {"eccentric": _chronic, "web": _web, "recanalised": _recanalised}
+
+
 def _calcium(rng: np.random.Generator, pieces: list[Piece]) -> tuple[Capsule, ...]:
     specks = []
     for piece in pieces:
@@ -192,15 +231,27 @@ def _one(
     else:
         begin = float(rng.uniform(0.0, 0.4))
         stretch = _stretch(rng, arteries, start, length_mm, begin)
-    acute = _ACUTE_MAIN if vessel.level in ("trunk", "main") else _ACUTE
-    kind = "saddle" if saddle else "eccentric" if stage == "chronic" else acute.draw(rng)
-    web = stage == "chronic" and rng.random() < 0.4
+    forms = preset.effects.forms if preset.effects else None
+    wide = vessel.level in ("trunk", "main")
+    if forms is None:
+        acute = _ACUTE_MAIN if wide else _ACUTE
+        kind = "saddle" if saddle else "eccentric" if stage == "chronic" else acute.draw(rng)
+        web = stage == "chronic" and rng.random() < 0.4
+    else:
+        acute = forms.acute_wide if wide else forms.acute
+        drawn = (forms.chronic if stage == "chronic" else acute).draw(rng)
+        kind = "saddle" if saddle else drawn
+        web = kind == "web"
+        if kind == "occlusive":
+            swelling = forms.swelling.draw(rng)
+            stretch = [_core(c, swelling, (0.0, 0.0, 0.0), 0.0) for c in stretch]
     pieces = (
-        _chronic(rng, stretch, web)
+        _CHRONIC[kind](rng, stretch, web)
         if stage == "chronic"
         else _acute(rng, stretch, "floating" if saddle else kind)
     )
-    calcium = _calcium(rng, pieces) if stage == "chronic" and rng.random() < 0.4 else ()
+    hard = 0.4 if forms is None else forms.calcified
+    calcium = _calcium(rng, pieces) if stage == "chronic" and rng.random() < hard else ()
     origin = vessel.level == "lobar" and arteries[vessel.parent].level == "main"
     return Clot(
         stage=stage,

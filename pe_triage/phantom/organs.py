@@ -12,7 +12,9 @@ def heart(anatomy: Anatomy) -> tuple[list[Painted], Ellipsoid]:
     """Return the heart in painting order, and the sac that keeps lung vessels out; canonical frame.
 
     The right ventricle is an ellipsoid cut off by the left ventricle's outer wall, so that its
-    diameter on the line through both centres, from septum to free wall, is the drawn one.
+    diameter on the line through both centres, from septum to free wall, is the drawn one. Where
+    the septum bows, it is the other way round: a right ventricle of just that diameter cuts into a
+    left ventricle drawn wider by the bow.
     """
     turn = math.radians(-38 + anatomy.heart_turn_deg)
     tilt = math.radians(-20)
@@ -42,12 +44,24 @@ def heart(anatomy: Anatomy) -> tuple[list[Painted], Ellipsoid]:
     rv_half = 0.62 * rv
     rv_centre = along(lv_centre, (side, lv + septum + rv - rv_half), (long_axis, -6.0))
     rv_centre = (rv_centre[0], rv_centre[1], lv_centre[2])
+    bow = anatomy.bow_mm
+    lv_at = along(lv_centre, (side, bow / 2)) if bow else lv_centre
+    lv_half = lv + bow / 2
     base = at((20.0, -14.0, -66.0))
     sac = Ellipsoid(centre=base, axes=axes, semi_mm=(72.0, 51.0 + 0.25 * (rv - 36), 50.0))
 
     def ellipsoid(centre: Point, semi: Point, hu: float, turned: bool = True) -> Painted:
         shape = Ellipsoid(centre=centre, axes=axes if turned else IDENTITY, semi_mm=semi)
         return Painted(shape=shape, hu=hu)
+
+    def _bowed() -> list[Painted]:
+        wall_half = (septum + rv + 3.0) / 2
+        centre = along(lv_centre, (side, lv + septum + rv / 2))
+        return [
+            ellipsoid(along(lv_centre, (side, lv + wall_half)), (43.0, wall_half, 37.0), wall_hu),
+            ellipsoid(centre, (40.0, rv / 2, 34.0), c.right_heart_hu),
+            *(Painted(shape=s, hu=c.right_heart_hu) for s in tube([ra, centre], [15.0, 13.0])),
+        ]
 
     ra, la = at((-28.0, -10.0, -60.0)), at((6.0, 24.0, -42.0))
     parts = [
@@ -65,8 +79,9 @@ def heart(anatomy: Anatomy) -> tuple[list[Painted], Ellipsoid]:
                 [15.0, 14.0],
             )
         ),
-        ellipsoid(lv_centre, (50.0, lv + septum, lv + septum + 2.0), wall_hu),
-        ellipsoid(lv_centre, (41.0, lv, lv + 1.0), c.left_heart_hu),
+        ellipsoid(lv_at, (50.0, lv_half + septum, lv + septum + 2.0), wall_hu),
+        ellipsoid(lv_at, (41.0, lv_half, lv + 1.0), c.left_heart_hu),
+        *(_bowed() if bow else ()),
         ellipsoid(la, (34.0, 16.5, 21.0), c.left_heart_hu, turned=False),
         *(
             Painted(shape=s, hu=c.left_heart_hu)
@@ -97,6 +112,12 @@ def heart(anatomy: Anatomy) -> tuple[list[Painted], Ellipsoid]:
         ),
     ]
     return parts, sac
+
+
+SVC_AXIS: tuple[Point, ...] = (
+    (-26.0, -14.0, -42.0), (-29.0, -16.0, -10.0), (-28.0, -18.0, 30.0), (-27.0, -18.0, 62.0),
+)  # fmt: skip
+"""Centre line of the superior vena cava, foot to head."""
 
 
 def great_vessels(anatomy: Anatomy) -> list[Painted]:

@@ -7,42 +7,14 @@ they are not measured on patients.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from pe_triage.errors import InputError
+from pe_triage.phantom.distributions import Choice, Uniform
+from pe_triage.phantom.effects import EASY_EFFECTS, HARD_EFFECTS, STANDARD_EFFECTS, Effects
 
 GENERATOR_VERSION = 1
 """Raised whenever the same seed would give other voxels; it goes into UIDs and headers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Uniform:
-    """A uniform distribution between two bounds."""
-
-    low: float
-    high: float
-
-    def draw(self, rng: np.random.Generator) -> float:
-        """Draw one value."""
-        return float(rng.uniform(self.low, self.high))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Weights of named alternatives; they need not sum to 1."""
-
-    weights: tuple[tuple[str, float], ...]
-
-    def draw(self, rng: np.random.Generator) -> str:
-        """Draw one name."""
-        point = float(rng.random()) * sum(weight for _, weight in self.weights)
-        for name, weight in self.weights:
-            point -= weight
-            if point < 0:
-                return name
-        return self.weights[-1][0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +45,13 @@ class Preset:
     rv_dilated: float
     """Probability that RV/LV >= 1 in a study with a central clot; half of it without one."""
     noise_hu: Uniform
+    effects: Effects | None = field(default=None, repr=False)
+    """What else is drawn (`effects`); None: the plain body and image, as in the samples. Left out
+    of the representation, from which keys are made: `study` adds it where there is one."""
 
 
-_STANDARD = Preset(
-    name="standard",
+_PLAIN = Preset(
+    name="plain",
     status=Choice(weights=(("positive", 0.42), ("negative", 0.48), ("indeterminate", 0.10))),
     stage=Choice(weights=(("acute", 0.70), ("chronic", 0.15), ("both", 0.15))),
     central=0.25,
@@ -94,6 +69,17 @@ _STANDARD = Preset(
 
 _POSITIVE = Choice(weights=(("positive", 1.0),))
 
+# Prevalences near RSPECT's where that leaves enough of each label among a thousand studies.
+_STANDARD = replace(
+    _PLAIN,
+    name="standard",
+    status=Choice(weights=(("positive", 0.42), ("negative", 0.51), ("indeterminate", 0.07))),
+    stage=Choice(weights=(("acute", 0.62), ("chronic", 0.19), ("both", 0.19))),
+    rv_dilated=0.6,
+    poor_artery_hu=Uniform(low=100, high=175),
+    effects=STANDARD_EFFECTS,
+)
+
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
@@ -106,7 +92,9 @@ PRESETS: Mapping[str, Preset] = {
             peripheral_level=Choice(weights=(("lobar", 0.6), ("segmental", 0.4))),
             clot_length_mm=Uniform(low=18, high=40),
             artery_hu=Uniform(low=330, high=480),
+            poor_artery_hu=Uniform(low=100, high=160),
             noise_hu=Uniform(low=5, high=9),
+            effects=EASY_EFFECTS,
         ),
         replace(
             _STANDARD,
@@ -117,24 +105,25 @@ PRESETS: Mapping[str, Preset] = {
             clot_length_mm=Uniform(low=6, high=14),
             artery_hu=Uniform(low=150, high=220),
             noise_hu=Uniform(low=18, high=40),
+            effects=HARD_EFFECTS,
         ),
         replace(
-            _STANDARD,
+            _PLAIN,
             name="pe-acute",
             status=_POSITIVE,
             stage=Choice(weights=(("acute", 1.0),)),
             central=0.5,
         ),
         replace(
-            _STANDARD,
+            _PLAIN,
             name="pe-chronic",
             status=_POSITIVE,
             stage=Choice(weights=(("chronic", 1.0),)),
             central=0.4,
         ),
-        replace(_STANDARD, name="negative", status=Choice(weights=(("negative", 1.0),))),
+        replace(_PLAIN, name="negative", status=Choice(weights=(("negative", 1.0),))),
         replace(
-            _STANDARD,
+            _PLAIN,
             name="poor-contrast",
             status=Choice(weights=(("indeterminate", 1.0),)),
             indeterminate_cause=Choice(weights=(("contrast", 1.0),)),

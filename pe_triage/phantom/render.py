@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 
+from pe_triage.phantom import artefacts, parenchyma
 from pe_triage.phantom.anatomy import Anatomy, Painted
 from pe_triage.phantom.clots import Clot, clot_shares
-from pe_triage.phantom.geometry import Capsule, Float, Grid, Slab
-from pe_triage.phantom.thorax import Texture, trunk_slice
+from pe_triage.phantom.effects import Findings
+from pe_triage.phantom.geometry import Capsule, Float, Grid, Point, Slab
+from pe_triage.phantom.rasterise import CapsuleArray, unite
+from pe_triage.phantom.thorax import LungPainter, Texture, trunk_slice
 from pe_triage.phantom.tree import Vessel
 
 _AIRWAY_HU = -985.0
@@ -29,6 +32,23 @@ class Motion:
     """Along z."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Extras:
+    """What a preset with effects adds to the plain scene; scanner's frame."""
+
+    findings: Findings
+    noise_hu: float
+    """In the middle of the body, of this kernel, body, thickness and pixel."""
+    streaks: artefacts.Streaks | None
+    smoke: tuple[artefacts.Smoke, ...]
+    interruption_at_mm: float
+    plugs: tuple[Capsule, ...]
+    plug_hu: float
+    heart: Point
+    mimics: tuple[dict[str, object], ...]
+    """What could be taken for a clot, as values that JSON can hold."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
     """Everything that is drawn, in the scanner's frame except what `thorax` derives itself."""
@@ -42,6 +62,7 @@ class Scene:
     clots: tuple[Clot, ...]
     motion: Motion | None
     noise_hu: float
+    extras: Extras | None = None
 
 
 def _blend(hu: Float, found: tuple[tuple[slice, slice, slice], Float] | None, value: float) -> None:
@@ -51,20 +72,25 @@ def _blend(hu: Float, found: tuple[tuple[slice, slice, slice], Float] | None, va
         part += share * (np.float32(value) - part)
 
 
-def _arterial(scene: Scene, slab: Slab, hu: Float) -> NDArray[np.uint8]:
+def _arterial(
+    scene: Scene, arteries: CapsuleArray, slab: Slab, hu: Float
+) -> NDArray[np.uint8]:  # fmt: skip
     """Lay arterial blood and clots over ``hu`` in place; return the clot index of each voxel."""
     blood = np.zeros(slab.shape, dtype=np.float32)
-    for vessel in scene.arteries:
-        found = vessel.shape.coverage(slab)
-        if found is not None:
-            box, share = found
-            part = blood[box]
-            np.maximum(part, share, out=part)
+    unite(arteries, slab, blood)
     index = np.zeros(slab.shape, dtype=np.uint8)
-    if not scene.clots:
+    extras = scene.extras
+    if not scene.clots and extras is None:
         hu += blood * (np.float32(scene.anatomy.contrast.artery_hu) - hu)
         return index
     value = np.full(slab.shape, scene.anatomy.contrast.artery_hu, dtype=np.float32)
+    if extras is not None:
+        gap = extras.findings.interruption_depth
+        if gap > 0:
+            factor = artefacts.interruption(slab.z_mm, extras.interruption_at_mm, gap)
+            value *= factor[:, None, None]
+        for smoke in extras.smoke:
+            smoke.dim(value, slab)
     for number, clot in enumerate(scene.clots, start=1):
         shares = clot_shares(clot, slab)
         if shares is not None:
@@ -159,26 +185,82 @@ def render(
         )
         for c in scene.airways
     ]
+    extras = scene.extras
+    # A clot that shuts an artery may widen it.
+    swollen = [p.vessel for c in scene.clots for p in c.pieces if c.kind == "occlusive"]
+    arteries = CapsuleArray([v.shape for v in scene.arteries] + (swollen if extras else []))
+    veins = CapsuleArray([v.shape for v in scene.veins])
+    lungs = _lung_painter(scene)
     for slab in grid.slabs():
         hu = np.stack(
-            [trunk_slice(scene.anatomy, scene.texture, slab, float(z)) for z in slab.z_mm]
+            [trunk_slice(scene.anatomy, scene.texture, slab, float(z), lungs) for z in slab.z_mm]
         )
         _paint_all(hu, slab, scene.painted)
         for wall in walls:
             _blend(hu, wall.coverage(slab), _AIRWAY_WALL_HU)
         for lumen in scene.airways:
             _blend(hu, lumen.coverage(slab), _AIRWAY_HU)
-        for vein in scene.veins:
-            _blend(hu, vein.shape.coverage(slab), scene.anatomy.contrast.left_heart_hu)
+        for plug in extras.plugs if extras else ():
+            _blend(hu, plug.coverage(slab), extras.plug_hu if extras else 0.0)
+        _venous(scene, veins, slab, hu)
         last = slab.first + slab.shape[0]
-        clot_index_zyx[slab.first : last] = _arterial(scene, slab, hu)
+        clot_index_zyx[slab.first : last] = _arterial(scene, arteries, slab, hu)
         _table(hu, slab)
-        _blur_motion(scene, slab, hu)
-        hu += _noise(rng, scene, slab)
+        if extras is None:
+            _blur_motion(scene, slab, hu)
+            hu += _noise(rng, scene, slab)
+        else:
+            _scan(scene, extras, grid, slab, hu)
+            level = extras.noise_hu
+            hu += artefacts.noise(rng, slab, extras.findings.kernel, level)
         np.rint(hu, out=hu)
         np.clip(hu, -1024, 3071, out=hu)
         hu_zyx[slab.first : last] = hu
     return hu_zyx, clot_index_zyx
+
+
+def _venous(scene: Scene, veins: CapsuleArray, slab: Slab, hu: Float) -> None:
+    """Lay the pulmonary veins over ``hu`` in place."""
+    value = scene.anatomy.contrast.left_heart_hu
+    if scene.extras is None:
+        # One after the other, as when the committed samples were made: joints are a little fuller.
+        for vein in scene.veins:
+            _blend(hu, vein.shape.coverage(slab), value)
+        return
+    share = np.zeros(slab.shape, dtype=np.float32)
+    unite(veins, slab, share)
+    hu += share * (np.float32(value) - hu)
+
+
+def _scan(scene: Scene, extras: Extras, grid: Grid, slab: Slab, hu: Float) -> None:
+    """Add to ``hu`` in place what scanning adds, noise apart."""
+    found = extras.findings
+    if extras.streaks is not None:
+        extras.streaks.add(hu, slab)
+    if found.heartbeat_mm > 0:
+        artefacts.beat(hu, slab, extras.heart, found.heartbeat_mm)
+    if found.breath is not None:
+        half = grid.slice_spacing_mm / 2
+        foot, head = grid.z0_mm - half, grid.z0_mm - half + grid.n_slices * grid.slice_spacing_mm
+        artefacts.breathe(hu, slab, found.breath, foot, head)
+
+
+def _lung_painter(scene: Scene) -> LungPainter | None:
+    """Return what paints the lungs' findings, or None where there are none."""
+    found = scene.extras.findings if scene.extras else None
+    if found is None or not (found.lungs or found.emphysema_extent > 0):
+        return None
+
+    def paint(
+        hu: Float, share: Float, *, x: Float, y: Float, z: float, cavity: Float, coarse: Float,
+        fine: Float, edge: float,
+    ) -> None:  # fmt: skip
+        parenchyma.paint_lungs(
+            hu, share, scene.anatomy, found.lungs, found.emphysema_extent, x, y, z, cavity,
+            coarse, fine, edge,
+        )  # fmt: skip
+
+    return paint
 
 
 def _paint_all(hu: Float, slab: Slab, painted: Sequence[Painted]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 from pydicom.uid import JPEGLSLossless
 
-from pe_triage.phantom.presets import PRESETS, Choice, Preset, Uniform
+from pe_triage.phantom.distributions import Choice, Uniform
+from pe_triage.phantom.presets import PRESETS, Preset
 from pe_triage.phantom.study import PhantomStudy, generate_study
 from pe_triage.phantom.writer import identity_of, write_slices, write_truth
 

@@ -17,10 +17,17 @@ from numpy.typing import NDArray
 
 from pe_triage.errors import InputError
 from pe_triage.phantom.anatomy import Anatomy
+from pe_triage.phantom.effects import EFFECTS_VERSION, PLAIN_KERNEL, draw_findings
 from pe_triage.phantom.geometry import Grid
 from pe_triage.phantom.presets import GENERATOR_VERSION, Preset, find_preset
 from pe_triage.phantom.render import areas_mm2, render
-from pe_triage.phantom.scene import build_scene, draw_plan, with_visible_clots
+from pe_triage.phantom.scene import (
+    build_scene,
+    draw_plan,
+    varied,
+    with_extras,
+    with_visible_clots,
+)
 from pe_triage.phantom.thorax import CAVITY_HALF_WIDTH_MM
 from pe_triage.phantom.truth import (
     SLICE_POSITIVE_MIN_AREA_MM2,
@@ -36,7 +43,6 @@ DEFAULT_COVERAGE_MM = (-140.0, 100.0)
 THICKEST_DEFAULT_MM = 5.0
 """So that few slices over a whole chest, as tests like them, still show a chest."""
 
-_KERNEL_BLUR_MM = 1.1
 _MAX_SEED = 2**63 - 1
 
 
@@ -67,6 +73,9 @@ class PhantomStudy:
     anatomy: Anatomy
     drawn: Mapping[str, Any] = field(hash=False)
     """What was drawn, as values that JSON can hold."""
+    kernel: str = PLAIN_KERNEL.name
+    """soft, medium or sharp: `header` names it as a vendor would."""
+    generator_version: int = GENERATOR_VERSION
 
     @property
     def clot_mask_zyx(self) -> NDArray[np.bool_]:
@@ -121,11 +130,16 @@ def generate_study(
         if slice_thickness_mm is None
         else slice_thickness_mm
     )
-    plan_rng, body_rng, clot_rng, noise_rng = (
-        np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(4)
+    # One stream for each idea: what is added later takes a new one and moves no other draw.
+    plan_rng, body_rng, clot_rng, noise_rng, finding_rng, habitus_rng, extra_rng = (
+        np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(7)
     )
     plan = draw_plan(plan_rng, table)
-    scene = build_scene(body_rng, plan)
+    effects, findings, vary = table.effects, None, None
+    if effects is not None:
+        findings = draw_findings(finding_rng, effects, severe_motion=plan.motion is not None)
+        vary = varied(habitus_rng, effects, findings)
+    scene = build_scene(body_rng, plan, vary)
     body = scene.anatomy
     half_width_mm = (CAVITY_HALF_WIDTH_MM + 22 + body.fat_mm) * body.pose.scale
     grid = Grid.of(
@@ -134,8 +148,10 @@ def generate_study(
         coverage_mm=coverage_mm,
         slice_spacing_mm=slice_spacing_mm,
         slice_thickness_mm=thickness_mm,
-        kernel_blur_mm=_KERNEL_BLUR_MM,
+        kernel_blur_mm=findings.kernel.blur_mm if findings else PLAIN_KERNEL.blur_mm,
     )
+    if effects is not None and findings is not None:
+        scene = with_extras(extra_rng, scene, effects, findings, grid)
     if plan.status == "positive":
         scene = with_visible_clots(
             clot_rng, table, plan, scene, grid, min_area_mm2=SLICE_POSITIVE_MIN_AREA_MM2
@@ -161,11 +177,15 @@ def generate_study(
         slice_pe_z=slice_pe_z,
         clots=clots,
         anatomy=body,
-        drawn=describe(plan, body, clots),
+        drawn=describe(plan, scene, clots),
+        kernel=findings.kernel.name if findings else PLAIN_KERNEL.name,
+        generator_version=EFFECTS_VERSION if findings else GENERATOR_VERSION,
     )
 
 
 def _key(seed: int, preset: Preset, grid: Grid) -> str:
     """Hash what the voxels follow from."""
     text = f"{GENERATOR_VERSION}|{seed}|{preset}|{grid}"
+    if preset.effects is not None:
+        text += f"|{EFFECTS_VERSION}|{preset.effects}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -127,7 +127,19 @@ def mediastinum_mm(y: float, z: float) -> float:
     return max(middle, 20.0 if y > 46 else 0.0)
 
 
-def trunk_slice(anatomy: Anatomy, texture: Texture, slab: Slab, z_scanner_mm: float) -> Float:
+class LungPainter(Protocol):
+    """Paints what is wrong with the lungs over a slice: see `parenchyma.paint_lungs`."""
+
+    def __call__(
+        self, hu: Float, share: Float, *, x: Float, y: Float, z: float, cavity: Float,
+        coarse: Float, fine: Float, edge: float,
+    ) -> None: ...  # fmt: skip
+
+
+def trunk_slice(
+    anatomy: Anatomy, texture: Texture, slab: Slab, z_scanner_mm: float,
+    lungs: LungPainter | None = None,
+) -> Float:  # fmt: skip
     """Paint one axial slice of the trunk without heart, vessels and airways.
 
     Returns
@@ -136,15 +148,19 @@ def trunk_slice(anatomy: Anatomy, texture: Texture, slab: Slab, z_scanner_mm: fl
     """
     pose = anatomy.pose
     cos, sin = pose.turn
+    whole = np.full((len(slab.y_mm), len(slab.x_mm)), AIR_HU, dtype=np.float32)
     xs = (slab.x_mm - np.float32(pose.shift_x_mm)) / np.float32(pose.scale)
     ys = (slab.y_mm - np.float32(pose.shift_y_mm)) / np.float32(pose.scale)
-    x = xs[None, :] * np.float32(cos) + ys[:, None] * np.float32(sin)
-    y = ys[:, None] * np.float32(cos) - xs[None, :] * np.float32(sin)
     z = z_scanner_mm / pose.scale
     edge, thick = slab.edge_mm / pose.scale, slab.thickness_mm / pose.scale
+    rows, columns = _body_box(anatomy, xs, ys, edge)
+    xs, ys, hu = xs[columns], ys[rows], whole[rows, columns]
+    if not hu.size:
+        return whole
+    x = xs[None, :] * np.float32(cos) + ys[:, None] * np.float32(sin)
+    y = ys[:, None] * np.float32(cos) - xs[None, :] * np.float32(sin)
     coarse = texture.at(0, xs, ys, z)
     fine = texture.at(1, xs, ys, z)
-    hu = np.full(x.shape, AIR_HU, dtype=np.float32)
 
     def painter(view: Float) -> _Paint:
         def paint(share: Float, value: float | Float) -> None:
@@ -183,7 +199,9 @@ def trunk_slice(anatomy: Anatomy, texture: Texture, slab: Slab, z_scanner_mm: fl
     behind = crop(160.0, 20.0, 118.0)
     _back(painter(hu[behind]), anatomy, x[behind], y[behind], z, coarse[behind], fine[behind], edge)
     _ribs(paint, anatomy, x, y, z, cavity, rho, depth, edge)
-    _inside(paint, anatomy, x, y, z, cavity, inside, coarse, fine, edge, thick)
+    lung = _inside(paint, anatomy, x, y, z, cavity, inside, coarse, fine, edge, thick)
+    if lungs is not None:
+        lungs(hu, lung, x=x, y=y, z=z, cavity=cavity, coarse=coarse, fine=fine, edge=edge)
     at_spine = crop(40.0, 42.0, 118.0)
     _spine(painter(hu[at_spine]), x[at_spine], y[at_spine], z, edge)
     if -95 < z < 58:
@@ -193,7 +211,22 @@ def trunk_slice(anatomy: Anatomy, texture: Texture, slab: Slab, z_scanner_mm: fl
         paint = painter(hu[here])
         paint(soft(bone, edge), 520.0)
         paint(soft(bone + 2.2, edge), 170.0 + 25 * fine[here])
-    return hu
+    return whole
+
+
+def _body_box(anatomy: Anatomy, xs: Float, ys: Float, edge: float) -> tuple[slice, slice]:
+    """Return rows and columns outside which there is air whatever the height."""
+    _, sin = anatomy.pose.turn
+    fat, depth = anatomy.fat_mm, CAVITY_HALF_DEPTH_MM * anatomy.depth
+    half = 160.0 + fat
+    front, back = -depth - 28 - 0.9 * fat, depth + 30 + 0.8 * fat
+    aside = abs(sin) * max(-front, back)
+    tilt, rim = abs(sin) * half, 10.0 + edge
+    rows = np.flatnonzero((ys > front - tilt - rim) & (ys < back + tilt + rim))
+    columns = np.flatnonzero(np.abs(xs) < half + aside + rim)
+    if not len(rows) or not len(columns):
+        return slice(0, 0), slice(0, 0)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 class _Paint(Protocol):
@@ -261,8 +294,8 @@ def _ribs(
 def _inside(
     paint: _Paint, anatomy: Anatomy, x: Float, y: Float, z: float, cavity: Float, inside: Float,
     coarse: Float, fine: Float, edge: float, thick: float,
-) -> None:  # fmt: skip
-    """Mediastinal fat, lungs, diaphragm, liver, spleen and stomach."""
+) -> Float:  # fmt: skip
+    """Paint mediastinal fat, lungs, diaphragm, liver, spleen, stomach; return the lungs' share."""
     paint(inside, -92 + 9 * fine)
     y2 = 58 * ((y + 8) / 88) ** 2
     right = anatomy.right_dome_mm - 50 * ((x + 58) / 75) ** 2 - y2
@@ -291,6 +324,7 @@ def _inside(
     share = soft(lung, edge + (0.6 * thick if z > 60 else 0.0)) * (1 - below)
     # The lower lung lies under its own weight: denser towards the back of a supine patient.
     paint(share, anatomy.lung_hu + 0.35 * y + 12 * coarse + 16 * fine)
+    return share
 
 
 def _spine(paint: _Paint, x: Float, y: Float, z: float, edge: float) -> None:

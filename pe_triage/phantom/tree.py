@@ -150,18 +150,18 @@ def _vein_stems() -> tuple[Stem, ...]:
     )  # fmt: skip
 
 
-def _unit(v: Sequence[float]) -> Point:
+def unit(v: Sequence[float]) -> Point:
     length = math.sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2])
     return (v[0] / length, v[1] / length, v[2] / length)
 
 
-def _turned(rng: np.random.Generator, direction: Point, angle: float) -> Point:
+def turned(rng: np.random.Generator, direction: Point, angle: float) -> Point:
     """Turn a direction by an angle (radians) about a random axis."""
     r = rng.standard_normal(3)
     along = float(r[0]) * direction[0] + float(r[1]) * direction[1] + float(r[2]) * direction[2]
-    aside = _unit([float(r[i]) - along * direction[i] for i in range(3)])
+    aside = unit([float(r[i]) - along * direction[i] for i in range(3)])
     c, s = math.cos(angle), math.sin(angle)
-    return _unit([c * direction[i] + s * aside[i] for i in range(3)])
+    return unit([c * direction[i] + s * aside[i] for i in range(3)])
 
 
 class _Grower:
@@ -192,7 +192,7 @@ class _Grower:
             end: Point | None = None
             for attempt in range(9):
                 angle = float(self.rng.uniform(0.05, 0.2 + 0.13 * attempt))
-                tried = _turned(self.rng, heading, angle)
+                tried = turned(self.rng, heading, angle)
                 reach = length / 2 * (1 - 0.07 * attempt)
                 step = (
                     at[0] + tried[0] * reach, at[1] + tried[1] * reach, at[2] + tried[2] * reach
@@ -210,7 +210,7 @@ class _Grower:
             twig = radius * float(self.rng.uniform(0.4, 0.58))
             if piece == 0 and twig > LEAST_RADIUS_MM:
                 self.grow(
-                    at, _turned(self.rng, heading, float(self.rng.uniform(0.7, 1.2))), twig,
+                    at, turned(self.rng, heading, float(self.rng.uniform(0.7, 1.2))), twig,
                     generation=generation + 2, side=side, name=name, parent=parent,
                     segment_mm=max(8.0, segment_mm * 0.75),
                 )  # fmt: skip
@@ -219,7 +219,7 @@ class _Grower:
             if radius * share < LEAST_RADIUS_MM:
                 continue
             self.grow(
-                at, _turned(self.rng, heading, float(self.rng.uniform(*spread))), radius * share,
+                at, turned(self.rng, heading, float(self.rng.uniform(*spread))), radius * share,
                 generation=generation + 1, side=side, name=name, parent=parent,
                 segment_mm=max(8.0, segment_mm * 0.80),
             )  # fmt: skip
@@ -247,7 +247,7 @@ class _Grower:
                 drawn = radius_mm * float(self.rng.uniform(0.88, 1.12))
                 radius = min(tip.end_radius_mm * 0.9, drawn)
                 self.grow(
-                    tip.end, _turned(self.rng, _unit((x, y, z)), 0.12), radius, generation=0,
+                    tip.end, turned(self.rng, unit((x, y, z)), 0.12), radius, generation=0,
                     side=stem.side, name=f"{stem.name}, {segment}", parent=last[stem.name],
                     segment_mm=float(self.rng.uniform(24, 32)),
                 )  # fmt: skip
@@ -271,8 +271,8 @@ def accompanying_airways(rng: np.random.Generator, arteries: Sequence[Vessel]) -
         shape = vessel.shape
         if vessel.level != "segmental" or shape.start_radius_mm < 2.0:
             continue
-        heading = _unit([shape.end[i] - shape.start[i] for i in range(3)])
-        aside = _turned(rng, heading, math.pi / 2)
+        heading = unit([shape.end[i] - shape.start[i] for i in range(3)])
+        aside = turned(rng, heading, math.pi / 2)
         # Medial of the artery, as bronchi mostly run, and never crossing to the other side of it.
         if aside[0] * (1 if shape.start[0] > 0 else -1) > 0:
             aside = (-aside[0], -aside[1], -aside[2])

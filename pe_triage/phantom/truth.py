@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_triage.domain import EXAM_LABELS
-from pe_triage.phantom.anatomy import Anatomy
 from pe_triage.phantom.clots import Clot
 from pe_triage.phantom.geometry import Grid
+from pe_triage.phantom.render import Scene
 from pe_triage.phantom.scene import Plan
 
 SLICE_POSITIVE_MIN_AREA_MM2 = 10.0
@@ -27,6 +27,8 @@ class ClotTruth:
     volume_mm3: float
     max_area_mm2: float
     """Largest area in one slice."""
+    max_area_slice: int
+    """Index into z of that slice; -1 when no voxel holds it."""
     first_slice: int
     last_slice: int
     """Indices into z, inclusive; both -1 when no voxel holds it."""
@@ -60,6 +62,7 @@ def measure(
                 clot=clot,
                 volume_mm3=round(float(area_zk[:, k].sum()) * grid.slice_spacing_mm, 1),
                 max_area_mm2=round(float(area_zk[:, k].max(initial=0.0)), 2),
+                max_area_slice=int(area_zk[:, k].argmax()) if len(slices) else -1,
                 first_slice=first,
                 last_slice=last,
                 centre_lps_mm=centre,
@@ -93,8 +96,41 @@ def exam_labels(status: str, clots: Sequence[ClotTruth], rv_lv_ratio: float) -> 
     return {label: int(labels.get(label, False)) for label in EXAM_LABELS}
 
 
-def describe(plan: Plan, anatomy: Anatomy, clots: Sequence[ClotTruth]) -> dict[str, Any]:
-    """Return what was drawn as values that JSON can hold; lengths in mm after scaling."""
+def _describe_extras(scene: Scene) -> dict[str, Any]:
+    """Return what a preset with effects drew; nothing for a plain one."""
+    extras, anatomy = scene.extras, scene.anatomy
+    if extras is None:
+        return {}
+    found = extras.findings
+    breath = found.breath
+    return {
+        "effects": {
+            "kernel": found.kernel.name,
+            "phase": found.phase,
+            "noise_level_hu": round(extras.noise_hu, 2),
+            "septal_bow_mm": round(anatomy.bow_mm, 2),
+            "side_factors_left_right": [round(v, 3) for v in anatomy.side_factors],
+            "breathing_mm": round(breath.shift_mm, 2) if breath else 0.0,
+            "breathing_extent": [round(breath.low, 3), round(breath.high, 3)] if breath else None,
+            "heartbeat_mm": round(found.heartbeat_mm, 2),
+            "streak_hu": round(extras.streaks.hu, 1) if extras.streaks else 0.0,
+            "emphysema_extent": round(found.emphysema_extent, 3),
+            "lungs": [
+                {"kind": f.kind, "side": f.side, "size_mm": round(f.size_mm, 1)}
+                for f in found.lungs
+            ],
+        },
+        "mimics": list(extras.mimics),
+    }
+
+
+def describe(plan: Plan, scene: Scene, clots: Sequence[ClotTruth]) -> dict[str, Any]:
+    """Return what was drawn as values that JSON can hold; lengths in mm after scaling.
+
+    ``mimics`` lists what could be taken for a clot, with a cause and a place (a sphere, or a range
+    of heights), so that a false positive can be attributed.
+    """
+    anatomy = scene.anatomy
     scale = anatomy.pose.scale
     return {
         "status": plan.status,
@@ -115,6 +151,7 @@ def describe(plan: Plan, anatomy: Anatomy, clots: Sequence[ClotTruth]) -> dict[s
                 "stage": t.clot.stage,
                 "kind": t.clot.kind,
                 "level": t.clot.level,
+                "place": t.clot.place,
                 "side": t.clot.side,
                 "central": t.clot.central,
                 "vessel": t.clot.vessel_name,
@@ -124,6 +161,7 @@ def describe(plan: Plan, anatomy: Anatomy, clots: Sequence[ClotTruth]) -> dict[s
                 "calcified": bool(t.clot.calcium),
                 "volume_mm3": t.volume_mm3,
                 "max_area_mm2": t.max_area_mm2,
+                "max_area_slice": t.max_area_slice,
                 "first_slice": t.first_slice,
                 "last_slice": t.last_slice,
                 "centre_lps_mm": t.centre_lps_mm,
@@ -131,4 +169,5 @@ def describe(plan: Plan, anatomy: Anatomy, clots: Sequence[ClotTruth]) -> dict[s
             }
             for t in clots
         ],
+        **_describe_extras(scene),
     }
