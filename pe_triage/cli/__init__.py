@@ -39,6 +39,7 @@ COMMANDS: dict[str, _Lazy] = {
     "db": _Lazy("db", "Manage the database schema."),
     "phantom": _Lazy("phantom", "Generate synthetic CTPA studies."),
     "evaluate": _Lazy("evaluate", "Evaluate a bundle on labelled data; calibrate it."),
+    "train": _Lazy("train", "Train a model on RSPECT-layout data and write a bundle."),
     "bundle": _Lazy("bundle", "Inspect and verify model bundles."),
 }
 """Command name to module of `pe_triage.cli` (attribute of the same name) and its line of help."""

@@ -37,6 +37,7 @@ from pe_triage.domain import EXAM_LABELS
 from pe_triage.errors import InputError
 from pe_triage.imaging.windows import resize_slices
 from pe_triage.model.card import RESIZE
+from pe_triage.model.spec import ModelSpec
 from pe_triage.training.problems import Problem, enforce_policy
 from pe_triage.training.rspect import RspectExam
 from pe_triage.training.volumes import BadExamError, load_exam
@@ -119,16 +120,17 @@ Progress = Callable[[int, int], None]
 """Called with (done, of how many)."""
 
 
-def cache_directory(root: Path, size: int) -> Path:
-    """Where the cache of one size lies under `root`."""
-    digest = hashlib.sha256(f"{FORMAT}|{RESIZE}|{size}".encode()).hexdigest()[:8]
-    return root / f"hu-{size}-{digest}"
+def cache_directory(root: Path, spec: ModelSpec) -> Path:
+    """Where the cache that serves `spec`, and every spec prepared alike, lies under `root`."""
+    how = f"{FORMAT}|{RESIZE}|{spec.size}|{spec.slice_mm}|{spec.lung}"
+    digest = hashlib.sha256(how.encode()).hexdigest()[:8]
+    return root / f"hu-{spec.size}-{digest}"
 
 
 def build_cache(
     exams: Sequence[RspectExam],
     root: Path,
-    size: int,
+    spec: ModelSpec,
     *,
     workers: int = 1,
     on_bad: str = "skip",
@@ -142,7 +144,9 @@ def build_cache(
     Parameters
     ----------
     root
-        Directory of caches; this one gets a directory of its own for its size.
+        Directory of caches; each way of preparing gets a directory of its own.
+    spec
+        Says the size; of the rest only what changes the stored values matters.
     workers
         Processes.
 
@@ -151,7 +155,11 @@ def build_cache(
     InputError
         Nothing usable, a directory that cannot be written, or a bad exam under ``fail``.
     """
-    directory = cache_directory(root, size)
+    if spec.slice_mm or spec.lung != "none":
+        raise InputError(
+            f"spec {spec.name} resamples slices or looks for the lungs; its training is not written"
+        )
+    directory = cache_directory(root, spec)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -168,14 +176,14 @@ def build_cache(
 
     if workers <= 1:
         for exam in exams:
-            note(_build_one(exam, directory, size))
+            note(_build_one(exam, directory, spec))
     else:
         # spawn: a forked child of a process that holds torch's threads may hang
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             try:
                 for future in as_completed(
-                    [pool.submit(_build_one, exam, directory, size) for exam in exams]
+                    [pool.submit(_build_one, exam, directory, spec) for exam in exams]
                 ):
                     note(future.result())
             except BaseException:
@@ -186,7 +194,9 @@ def build_cache(
     if not cached:
         first = f"; the first problem: {problems[0]}" if problems else ""
         raise InputError(f"no exam could be used{first}")
-    cache = ShardCache(root=directory, size=size, exams=tuple(cached), problems=tuple(problems))
+    cache = ShardCache(
+        root=directory, size=spec.size, exams=tuple(cached), problems=tuple(problems)
+    )
     _write_index(cache)
     return cache
 
@@ -204,24 +214,24 @@ def verify_cache(cache: ShardCache) -> list[str]:
     return bad
 
 
-def _build_one(exam: RspectExam, directory: Path, size: int) -> CachedExam | Problem:
+def _build_one(exam: RspectExam, directory: Path, spec: ModelSpec) -> CachedExam | Problem:
     path = directory / f"{exam.study_uid}.safetensors"
     try:
         source = _source_digest(exam)
         cached = _open(path)
         if cached is not None and cached[1] == source:
             return cached[0]
-        return _make(exam, path, size, source)
+        return _make(exam, path, spec, source)
     except BadExamError as error:
         return Problem(code=error.code, study_uid=exam.study_uid, detail=str(error))
 
 
-def _make(exam: RspectExam, path: Path, size: int, source: str) -> CachedExam:
+def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedExam:
     loaded = load_exam(exam)
     volume = loaded.volume
-    hu_zyx = np.empty((len(volume.hu_zyx), size, size), dtype=np.int16)
+    hu_zyx = np.empty((len(volume.hu_zyx), spec.size, spec.size), dtype=np.int16)
     for z in range(0, len(hu_zyx), _SLAB):
-        resized = resize_slices(volume.hu_zyx[z : z + _SLAB], size)
+        resized = resize_slices(volume.hu_zyx[z : z + _SLAB], spec.size)
         hu_zyx[z : z + _SLAB] = np.rint(resized).astype(np.int16)
     # Without an identifier in the headers each study is taken for a patient of its own.
     identity = f"patient|{loaded.patient_id}" if loaded.patient_id else f"study|{exam.study_uid}"

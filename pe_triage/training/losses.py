@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pe_triage.errors import InputError
 from pe_triage.training.score import EXAM_WEIGHT_VECTOR, IMAGE_WEIGHT
 
 EPSILON: Final = 1e-7
@@ -64,38 +65,78 @@ def challenge_loss(
     return WeightedLoss(lost, weight)
 
 
-def stage_one_loss(
-    image_logits_bn: Tensor,
-    exam_logits_bnl: Tensor,
-    image_truth_bn: Tensor,
-    exam_truth_bl: Tensor,
-    *,
-    exam_share: float = 0.5,
-) -> WeightedLoss:
-    """Multi-label loss of the slice encoder on n slices sampled from each of b exams.
+SLICE_LOSSES: Final = ("challenge", "image", "image+attention", "exam", "mixed")
+"""What stage 1 may be trained on: those of `model.schedule.LOSSES`, and ``mixed``.
 
-    The image label's log loss is a plain mean: in the challenge's own weights an image of a
-    negative exam counts nothing, and an encoder trained so never learns what is no clot. The
-    imbalance of 5.4 % is met by the sampler instead. The exam labels are predicted, as in the seed
-    paper, by the slice of maximum confidence, with the challenge's weights.
+``challenge``: the metric's weights. Mind that in them an image of a negative exam counts nothing.
+``image``: the image label's plain log loss. ``image+attention``: the same; a loss on clot masks is
+not written yet. ``exam``: the exam labels alone. ``mixed``: half ``image``, half ``exam``.
+"""
+
+
+class SampledSlices(NamedTuple):
+    """The truth about n units (slices or windows) drawn from each of b exams.
+
+    Attributes
+    ----------
+    image_bn, exam_bl
+        Labels, 0 or 1.
+    importance_bn
+        Share of a unit's class in its exam over that class' share in the sample: what makes sums
+        over a balanced sample stand for the exam.
+    share_b, slices_b
+        Of the whole exam: share of positive images, and number of images.
+    """
+
+    image_bn: Tensor
+    exam_bl: Tensor
+    importance_bn: Tensor
+    share_b: Tensor
+    slices_b: Tensor
+
+
+def stage_one_loss(
+    image_logits_bn: Tensor, exam_logits_bnl: Tensor, truth: SampledSlices, kind: str = "challenge"
+) -> WeightedLoss:
+    """Loss of the slice encoder, multi-label, on units sampled from exams.
+
+    The exam labels are predicted, as in the seed paper, by the slice of maximum confidence.
 
     Parameters
     ----------
-    exam_share
-        Part of the exam labels in the loss, in [0, 1].
+    image_logits_bn, exam_logits_bnl
+        Raw logits of stage 1's heads.
+    kind
+        One of `SLICE_LOSSES`.
     """
-    image = functional.binary_cross_entropy_with_logits(
-        image_logits_bn.float(), image_truth_bn.float()
+    b, n = image_logits_bn.shape
+    image_bn = functional.binary_cross_entropy_with_logits(
+        image_logits_bn.float(), truth.image_bn.float(), reduction="none"
     )
     surest_b = image_logits_bn.detach().argmax(dim=1)
-    rows = torch.arange(len(surest_b), device=surest_b.device)
-    exam_bl = functional.binary_cross_entropy_with_logits(
-        exam_logits_bnl[rows, surest_b].float(), exam_truth_bl.float(), reduction="none"
-    )
-    weight_l = exam_bl.new_tensor(EXAM_WEIGHT_VECTOR)
-    exam = (exam_bl * weight_l / weight_l.sum()).sum(dim=1).mean()
-    count = torch.tensor(float(image_logits_bn.shape[0]), device=image.device)
-    return WeightedLoss(((1 - exam_share) * image + exam_share * exam) * count, count)
+    rows = torch.arange(b, device=surest_b.device)
+    weight_l = image_bn.new_tensor(EXAM_WEIGHT_VECTOR)
+    exam_b = (
+        functional.binary_cross_entropy_with_logits(
+            exam_logits_bnl[rows, surest_b].float(), truth.exam_bl.float(), reduction="none"
+        )
+        * weight_l
+    ).sum(dim=1)
+    count = image_bn.new_tensor(float(b))
+    if kind == "challenge":
+        image_weight_b = IMAGE_WEIGHT * truth.share_b * truth.slices_b
+        lost_b = image_weight_b * (truth.importance_bn * image_bn).sum(dim=1) / n
+        return WeightedLoss(
+            lost_b.sum() + exam_b.sum(), image_weight_b.sum() + weight_l.sum() * count
+        )
+    if kind in ("image", "image+attention"):
+        return WeightedLoss(image_bn.mean() * count, count)
+    if kind == "exam":
+        return WeightedLoss(exam_b.sum(), weight_l.sum() * count)
+    if kind == "mixed":
+        exam = exam_b.mean() / weight_l.sum()
+        return WeightedLoss((image_bn.mean() + exam) / 2 * count, count)
+    raise InputError(f"the loss of stage 1 must be one of {', '.join(SLICE_LOSSES)}, not {kind!r}")
 
 
 def _log_loss(probability: Tensor, truth: Tensor) -> Tensor:

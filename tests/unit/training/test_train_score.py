@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pe_triage.domain import EXAM_LABELS, IMAGE_LABEL
-from pe_triage.training.losses import challenge_loss, stage_one_loss
+from pe_triage.errors import InputError
+from pe_triage.training.losses import SampledSlices, challenge_loss, stage_one_loss
 from pe_triage.training.score import (
     EXAM_WEIGHT_VECTOR,
     EXAM_WEIGHTS,
@@ -136,25 +137,60 @@ def test_a_probability_of_zero_costs_much_and_its_loss_is_finite() -> None:
     assert torch.isfinite(p.grad).all()
 
 
-def test_no_image_of_a_negative_exam_moves_the_challenge_loss_but_it_moves_stage_one() -> None:
+def sampled(image: list[list[float]], exam: float, slices: int = 3) -> SampledSlices:
+    truth = torch.tensor(image)
+    return SampledSlices(
+        truth,
+        torch.full((len(image), 9), exam),
+        torch.ones_like(truth),
+        truth.mean(dim=1),
+        torch.full((len(image),), float(slices)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "moves"), [("challenge", False), ("image", True), ("mixed", True)]
+)
+def test_images_of_a_negative_exam_move_only_losses_that_say_so(kind: str, moves: bool) -> None:
     image = torch.zeros(1, 3, requires_grad=True)
-    exam = torch.full((1, 9), 0.5)
-    challenge_loss(torch.sigmoid(image), exam, torch.zeros(1, 3), torch.zeros(1, 9)).mean.backward()
+    loss = stage_one_loss(image, torch.zeros(1, 3, 9), sampled([[0.0, 0, 0]], 0), kind)
+    loss.mean.backward()
     assert image.grad is not None
-    assert not image.grad.any()
-    stage_one_loss(
-        image, torch.zeros(1, 3, 9), torch.zeros(1, 3), torch.zeros(1, 9)
-    ).mean.backward()
-    assert (image.grad > 0).all()
+    assert bool((image.grad > 0).all()) is moves
+    assert bool(image.grad.any()) is moves
 
 
 def test_stage_one_hears_the_exam_labels_through_the_surest_slice_only() -> None:
     exam = torch.zeros(1, 3, 9, requires_grad=True)
     image = torch.tensor([[0.0, 2.0, 1.0]])
-    stage_one_loss(image, exam, torch.zeros(1, 3), torch.ones(1, 9)).mean.backward()
+    stage_one_loss(image, exam, sampled([[0.0, 1, 0]], 1), "challenge").mean.backward()
     assert exam.grad is not None
     assert exam.grad[0, 1].all()
     assert not exam.grad[0, [0, 2]].any()
+
+
+def test_stage_one_on_all_slices_weighs_as_the_challenge_does() -> None:
+    rng = np.random.default_rng(5)
+    image, exam = rng.normal(size=(2, 4)), rng.normal(size=(2, 4, 9))
+    y, exam_y = rng.integers(0, 2, (2, 4)), rng.integers(0, 2, (2, 9))
+    truth = SampledSlices(
+        torch.from_numpy(y),
+        torch.from_numpy(exam_y),
+        torch.ones(2, 4),
+        torch.from_numpy(y.mean(axis=1)),
+        torch.full((2,), 4.0),
+    )
+    loss = stage_one_loss(torch.from_numpy(image), torch.from_numpy(exam), truth, "challenge")
+    surest = exam[[0, 1], image.argmax(axis=1)]
+    want = challenge_score(
+        list(y), list(1 / (1 + np.exp(-image))), exam_y, 1 / (1 + np.exp(-surest))
+    )
+    assert float(loss.mean) == pytest.approx(want.total, rel=1e-5)
+
+
+def test_an_unknown_loss_is_refused() -> None:
+    with pytest.raises(InputError, match="must be one of"):
+        stage_one_loss(torch.zeros(1, 1), torch.zeros(1, 1, 9), sampled([[0.0]], 0), "other")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,291 @@
+"""Batches of both stages as plain functions of where training stands.
+
+Axes: ``b`` exams, ``n`` units (slices or windows) drawn from each, ``p`` planes of a unit, ``u``
+units of a whole exam, ``o`` image outputs (one for each unit, or one for each slice of a window),
+``d`` features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pe_triage.model.schedule import Schedule
+from pe_triage.model.spec import ModelSpec
+from pe_triage.training.augment import Augmentation
+from pe_triage.training.cache import CachedExam
+from pe_triage.training.inputs import unit_truth, units_of
+from pe_triage.training.seeding import numpy_at
+
+
+class UnitBatch(NamedTuple):
+    """n units from each of b exams; the truth as in `losses.SampledSlices`."""
+
+    hu: Tensor
+    """int16 (b × n, p, rows, columns)."""
+    numbers: Tensor
+    """float32 (b × n, 7) of `Augmentation.draw`; no rows without augmentation."""
+    image_bo: Tensor
+    exam_bl: Tensor
+    importance_bo: Tensor
+    share_b: Tensor
+    slices_b: Tensor
+
+
+class BagBatch(NamedTuple):
+    """Whole exams as embeddings, padded at the end."""
+
+    feat_bud: Tensor
+    mask_bu: Tensor
+    image_bo: Tensor
+    output_mask_bo: Tensor
+    exam_bl: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitPlan:
+    """How stage 1 draws.
+
+    Attributes
+    ----------
+    exams_per_batch, units_per_exam
+        b and n, over all processes together; n is at most the shortest exam's slices, with
+        repeats where an exam has fewer.
+    balanced
+        Half of the units from positive slices where an exam has such, and, where a unit is all
+        that is drawn from an exam, half of the exams from positive ones.
+    """
+
+    exams_per_batch: int
+    units_per_exam: int
+    balanced: bool
+    steps: int
+
+    @staticmethod
+    def of(
+        schedule: Schedule,
+        exams: Sequence[CachedExam],
+        spec: ModelSpec,
+        *,
+        units_per_exam: int,
+        max_steps: int = 0,
+    ) -> UnitPlan:
+        """Plan an epoch: each exam once, or (``batch_of: units``) as many units as there are."""
+        units = sum(len(units_of(spec, exam.slices)) for exam in exams)
+        if schedule.batch_of == "units":
+            plan = (schedule.batch, 1, max(1, units // schedule.batch))
+        else:
+            batch = min(schedule.batch, len(exams))
+            plan = (batch, units_per_exam, max(1, len(exams) // batch))
+        return UnitPlan(
+            exams_per_batch=plan[0],
+            units_per_exam=plan[1],
+            balanced=schedule.sampling == "balanced",
+            steps=min(plan[2], max_steps) if max_steps else plan[2],
+        )
+
+
+class UnitDataset(Dataset[UnitBatch]):
+    """Batches of one epoch of stage 1; item ``step`` is this process' share of that batch.
+
+    Parameters
+    ----------
+    epoch
+        Validation takes one fixed number, so that its units are always the same.
+    augmentation
+        None for none.
+    """
+
+    def __init__(
+        self,
+        exams: Sequence[CachedExam],
+        spec: ModelSpec,
+        plan: UnitPlan,
+        *,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world: int = 1,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self._exams = exams
+        self._spec = spec
+        self._plan = plan
+        self._place = ("units", seed, epoch)
+        self._rank, self._world = rank, world
+        self._augmentation = augmentation
+        self._order = self._draw_order()
+
+    def __len__(self) -> int:
+        return self._plan.steps
+
+    def _draw_order(self) -> NDArray[np.int64]:
+        """Return the exams (steps, b) of the epoch."""
+        plan, rng = self._plan, numpy_at(*self._place, "order")
+        need = plan.steps * plan.exams_per_batch
+        if plan.units_per_exam > 1 or len(self._exams) >= need:
+            rounds = -(-need // len(self._exams))
+            order = np.concatenate([rng.permutation(len(self._exams)) for _ in range(rounds)])
+            return order[:need].reshape(plan.steps, -1)
+        weight = np.array([exam.slices for exam in self._exams], dtype=np.float64)
+        positive = np.array([exam.image_pe_z.any() for exam in self._exams])
+        if plan.balanced and positive.any() and not positive.all():
+            weight[positive] *= weight[~positive].sum() / weight[positive].sum()
+        drawn: NDArray[np.int64] = rng.choice(
+            len(self._exams), (plan.steps, plan.exams_per_batch), p=weight / weight.sum()
+        )
+        return drawn
+
+    def __getitem__(self, step: int) -> UnitBatch:
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        slots = range(self._rank, self._plan.exams_per_batch, self._world)
+        parts = [self._draw(step, slot) for slot in slots]
+        exams = [self._exams[self._order[step, slot]] for slot in slots]
+        return UnitBatch(
+            hu=torch.from_numpy(np.concatenate([hu for hu, *_ in parts])),
+            numbers=torch.from_numpy(np.concatenate([numbers for _, numbers, *_ in parts])),
+            image_bo=torch.from_numpy(np.stack([image for *_, image, _ in parts])),
+            exam_bl=torch.from_numpy(np.stack([exam.exam_l for exam in exams])),
+            importance_bo=torch.from_numpy(np.stack([weight for *_, weight in parts])),
+            share_b=torch.tensor([float(exam.image_pe_z.mean()) for exam in exams]),
+            slices_b=torch.tensor([float(exam.slices) for exam in exams]),
+        )
+
+    def _draw(
+        self, step: int, slot: int
+    ) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        exam = self._exams[self._order[step, slot]]
+        rng = numpy_at(*self._place, step, slot)
+        n = self._plan.units_per_exam
+        units_up = units_of(self._spec, exam.slices)
+        truth_uo = unit_truth(self._spec, exam.image_pe_z, units_up)
+        positive_u: NDArray[np.bool_] = truth_uo.max(axis=1) > 0
+        u_n = _draw_units(rng, positive_u, n, balanced=self._plan.balanced)
+        z_np = units_up[u_n]
+        needed, back = np.unique(z_np, return_inverse=True)
+        hu = exam.read_at(needed.tolist())[back.reshape(z_np.shape)]
+        numbers = (
+            self._augmentation.draw(rng, n)
+            if self._augmentation is not None
+            else np.zeros((0, 7), dtype=np.float32)
+        )
+        importance_n = _importance(positive_u, positive_u[u_n])
+        importance = np.repeat(importance_n, truth_uo.shape[1])
+        return hu, numbers, truth_uo[u_n].ravel(), importance
+
+
+def _draw_units(
+    rng: np.random.Generator, positive_u: NDArray[np.bool_], n: int, *, balanced: bool
+) -> NDArray[np.int64]:
+    """Draw n units, in anatomical order; without repeats as far as there are enough."""
+
+    def some(pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        rounds, rest = divmod(count, len(pool)) if len(pool) else (0, 0)
+        parts = [pool] * rounds + ([rng.choice(pool, rest, replace=False)] if rest else [])
+        return np.concatenate(parts) if parts else pool[:0]
+
+    everything = np.arange(len(positive_u), dtype=np.int64)
+    positive, negative = everything[positive_u], everything[~positive_u]
+    if not balanced or not len(positive) or not len(negative):
+        return np.sort(some(everything, n))
+    # One unit: a coin decides; more: half of them, and an odd one by the coin.
+    of_positive = n // 2 + int(n % 2 and rng.random() < 0.5)
+    return np.sort(np.concatenate([some(positive, of_positive), some(negative, n - of_positive)]))
+
+
+def _importance(
+    positive_u: NDArray[np.bool_], positive_n: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    share, sampled = float(positive_u.mean()), float(positive_n.mean())
+    if len(positive_n) == 1 or sampled in (0.0, 1.0):
+        return np.ones(len(positive_n), dtype=np.float32)
+    weights: NDArray[np.float32] = np.where(
+        positive_n, share / sampled, (1 - share) / (1 - sampled)
+    ).astype(np.float32)
+    return weights
+
+
+class BagDataset(Dataset[BagBatch]):
+    """Batches of one epoch of stage 2; item ``step`` is this process' share of that batch.
+
+    Parameters
+    ----------
+    embeddings
+        Directory of ``<Study Instance UID>.safetensors`` with ``feat_zd``.
+    epoch
+        None keeps the order of `exams` (validation) and drops nothing.
+    """
+
+    def __init__(
+        self,
+        exams: Sequence[CachedExam],
+        spec: ModelSpec,
+        embeddings: Path,
+        batch: int,
+        *,
+        seed: int = 0,
+        epoch: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._exams = exams
+        self._spec = spec
+        self._embeddings = embeddings
+        order = np.arange(len(exams))
+        if epoch is not None:
+            order = numpy_at("bags", seed, epoch, "order").permutation(len(exams))
+        batch = min(batch, len(exams))
+        steps = len(exams) // batch if epoch is not None else -(-len(exams) // batch)
+        self._batches = [
+            order[k * batch : (k + 1) * batch][rank::world].tolist() for k in range(steps)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, step: int) -> BagBatch:
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        exams = [self._exams[k] for k in self._batches[step]]
+        return collate_bags(
+            [read_embedding(self._embeddings, exam.study_uid) for exam in exams], exams, self._spec
+        )
+
+
+def read_embedding(directory: Path, study_uid: str) -> Tensor:
+    """Return the embeddings (units, d), float32, of one exam."""
+    feat: Tensor = load_file(directory / f"{study_uid}.safetensors")["feat_zd"]
+    return feat.float()
+
+
+def collate_bags(feats: Sequence[Tensor], exams: Sequence[CachedExam], spec: ModelSpec) -> BagBatch:
+    """Pad exams of unequal length at the end; no exams give an empty batch."""
+    if not exams:
+        none = torch.zeros(0, 1)
+        return BagBatch(torch.zeros(0, 1, 1), none.bool(), none, none.bool(), torch.zeros(0, 9))
+    longest, outputs = max(len(feat) for feat in feats), spec.outputs_per_unit
+    feat_bud = torch.zeros(len(feats), longest, feats[0].shape[1])
+    mask_bu = torch.zeros(len(feats), longest, dtype=torch.bool)
+    image_bo = torch.zeros(len(feats), longest * outputs)
+    for row, (feat, exam) in enumerate(zip(feats, exams, strict=True)):
+        truth_uo = unit_truth(spec, exam.image_pe_z, units_of(spec, exam.slices))
+        feat_bud[row, : len(feat)] = feat
+        mask_bu[row, : len(feat)] = True
+        image_bo[row, : truth_uo.size] = torch.from_numpy(truth_uo.ravel())
+    return BagBatch(
+        feat_bud=feat_bud,
+        mask_bu=mask_bu,
+        image_bo=image_bo,
+        output_mask_bo=mask_bu.repeat_interleave(outputs, dim=1),
+        exam_bl=torch.from_numpy(np.stack([exam.exam_l for exam in exams])),
+    )

@@ -1,0 +1,100 @@
+"""The two stages as modules that take a batch and give (weighted loss, weight): what is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pe_triage.errors import InputError
+from pe_triage.model.labels import consistent_probabilities
+from pe_triage.model.network import ExamNetwork
+from pe_triage.training.augment import augment
+from pe_triage.training.batches import BagBatch, UnitBatch
+from pe_triage.training.inputs import windowed
+from pe_triage.training.losses import (
+    SampledSlices,
+    WeightedLoss,
+    challenge_loss,
+    stage_one_loss,
+)
+
+
+class StageOne(nn.Module):
+    """Slice encoder and its linear heads; registers nothing of stage 2.
+
+    Parameters
+    ----------
+    kind
+        One of `losses.SLICE_LOSSES`.
+    precision
+        Type of autocast; float32 for none.
+    """
+
+    def __init__(self, network: ExamNetwork, kind: str, precision: torch.dtype) -> None:
+        super().__init__()
+        self.encoder = network.encoder
+        self.slice_heads = network.slice_heads
+        self._spec, self._kind, self._precision = network.spec, kind, precision
+
+    def forward(self, batch: UnitBatch) -> Tensor:
+        """Return (weighted loss, weight)."""
+        hu = batch.hu.float()
+        if len(batch.numbers):
+            hu = augment(hu, batch.numbers)
+        images = windowed(self._spec, hu)
+        with torch.autocast(
+            images.device.type, self._precision, enabled=self._precision != torch.float32
+        ):
+            feat = self.encoder(images)
+        image, exam = self.slice_heads(feat.float())
+        shape = batch.image_bo.shape
+        # Every output of a window answers for the exam with its window's logits.
+        exam = exam.repeat_interleave(self._spec.outputs_per_unit, dim=0)
+        truth = SampledSlices(
+            batch.image_bo, batch.exam_bl, batch.importance_bo, batch.share_b, batch.slices_b
+        )
+        loss = stage_one_loss(image.reshape(shape), exam.reshape(*shape, -1), truth, self._kind)
+        return torch.stack(loss)
+
+
+class StageTwo(nn.Module):
+    """Sequence model, pooling and heads on embeddings, through the consistent outputs."""
+
+    def __init__(self, network: ExamNetwork, kind: str, precision: torch.dtype) -> None:
+        super().__init__()
+        if kind not in ("challenge", "exam"):
+            raise InputError(f"the loss of stage 2 must be challenge or exam, not {kind!r}")
+        if network.stage2 is None:
+            raise InputError(f"spec {network.spec.name} has no stage 2")
+        self.stage2 = network.stage2
+        self._kind, self._precision = kind, precision
+
+    def forward(self, batch: BagBatch) -> Tensor:
+        """Return (weighted loss, weight)."""
+        if not len(batch.feat_bud):
+            # A process without an exam in the last batch: its parameters join in with nothing.
+            nothing = sum(p.sum() * 0 for p in self.parameters())
+            assert isinstance(nothing, Tensor)
+            return torch.stack([nothing, nothing.detach()])
+        with torch.autocast(
+            batch.feat_bud.device.type, self._precision, enabled=self._precision != torch.float32
+        ):
+            logits = self.stage2(batch.feat_bud, batch.mask_bu)
+        said = consistent_probabilities(
+            logits.image_bz.float(), logits.exam_bl.float(), mask_bz=batch.output_mask_bo
+        )
+        image_bz = said.image_bz.detach() if self._kind == "exam" else said.image_bz
+        loss = challenge_loss(
+            image_bz, said.exam_bl, batch.image_bo, batch.exam_bl, batch.output_mask_bo
+        )
+        if self._kind == "exam":
+            nowhere = torch.zeros_like(batch.image_bo)
+            loss = challenge_loss(
+                image_bz, said.exam_bl, nowhere, batch.exam_bl, batch.output_mask_bo
+            )
+        return torch.stack(loss)
+
+
+def as_loss(lost_weight: Tensor) -> WeightedLoss:
+    """Read back what a stage returns."""
+    return WeightedLoss(lost_weight[0], lost_weight[1])
