@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pe_triage.errors import ConfigurationError
-from pe_triage.model.modules import SliceEncoder
+from pe_triage.model.encoders import Encoder
 
 
 class SliceRuntime(Protocol):
@@ -99,7 +99,7 @@ class TorchRuntime:
 
     def __init__(
         self,
-        encoder: SliceEncoder,
+        encoder: Encoder,
         device: torch.device,
         *,
         batch_size: int | None = None,

@@ -17,8 +17,9 @@ LOSSES: Final = ("challenge", "image+exam", "image", "image+attention", "exam")
 """What a stage is trained on.
 
 ``challenge``: image and exam labels, weighted as in RSPECT's metric. ``image+exam``: binary cross
-entropy of the image label beside the weighted exam labels. ``image``: the image label alone. ``image+attention``: the same and, where clot masks are known, the
-network's own map pulled to them. ``exam``: the exam labels alone, weighted as in the metric.
+entropy of the image label beside the weighted exam labels. ``image``: the image label alone.
+``image+attention``: the same and, where clot masks are known, the network's own map pulled to
+them. ``exam``: the exam labels alone, weighted as in the metric.
 """
 OPTIMISERS: Final = ("adam", "adamw", "sgd")
 SCHEDULERS: Final = ("constant", "step", "cosine")

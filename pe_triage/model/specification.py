@@ -194,7 +194,9 @@ class ModelSpec:
         """Image logits that one unit gives."""
         return self.window_slices if self.image_outputs == "slices" else 1
 
-    def reduced(self, size: int, *, hidden: int | None = None, window: int | None = None) -> ModelSpec:  # fmt: skip
+    def reduced(
+        self, size: int, *, hidden: int | None = None, window: int | None = None
+    ) -> ModelSpec:
         """Return the same structure on a smaller input.
 
         Parameters
@@ -220,7 +222,7 @@ class ModelSpec:
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the spec as JSON values: first keys always, later ones where they say something."""
+        """Return the spec as JSON values; see the module's head for which keys are written."""
         document = asdict(self)
         for f in fields(self):
             if f.name not in _FIRST_KEYS and getattr(self, f.name) == getattr(_DEFAULT, f.name):
