@@ -91,15 +91,21 @@ def apply_headers(source: Dataset, target: Dataset) -> None:
     for keyword in COPIED:
         if keyword in target:
             del target[keyword]
-        element = _decoded(source, keyword)
+        element = copied(source, keyword)
         if element is not None:
-            target.add(_rewritten(element))
+            target.add(element)
         elif keyword in REQUIRED:
             target.add(_element(keyword, dictionary_VR(keyword), None))
     for keyword in ("PatientID", "IssuerOfPatientID"):
         if "\N{REPLACEMENT CHARACTER}" in str(target.get(keyword) or ""):
             raise PermanentError(f"{keyword} cannot be decoded by the image's character set")
     target.SpecificCharacterSet = CHARACTER_SET
+
+
+def copied(ds: Dataset, keyword: str) -> DataElement | None:
+    """Return an element that no longer remembers the source's encoding, or None."""
+    element = _decoded(ds, keyword)
+    return None if element is None else _rewritten(element)
 
 
 def _decoded(ds: Dataset, keyword: str) -> DataElement | None:

@@ -62,6 +62,24 @@ def source_outline(key: KeySlice, volume: CtVolume) -> NDArray[np.float64]:
     return outline
 
 
+def heat_in_source(key: KeySlice, volume: CtVolume) -> NDArray[np.float64]:
+    """Return the heatmap at every pixel of the source image, shape (Rows, Columns), in [0, 1].
+
+    Undoes what brought the source into anatomical order: the exchange of rows and columns came
+    first there, so it is undone last.
+    """
+    rows, columns = volume.hu_zyx.shape[1:]
+    at_yx = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    heat_yx = _sample(np.nan_to_num(key.heatmap_yx.astype(np.float64)), at_yx, rows, columns)
+    if volume.source_flip_yx[0]:
+        heat_yx = heat_yx[::-1]
+    if volume.source_flip_yx[1]:
+        heat_yx = heat_yx[:, ::-1]
+    if volume.source_transpose:
+        heat_yx = heat_yx.T
+    return np.ascontiguousarray(np.clip(heat_yx, 0.0, 1.0))
+
+
 def to_source(points_yx: NDArray[np.float64], volume: CtVolume) -> NDArray[np.float64]:
     """Return points (n, 2) of (row, column) in the volume's slice as SCOORD's (column, row)."""
     rows, columns = volume.hu_zyx.shape[1:]

@@ -1,19 +1,24 @@
 """All objects of one run, built in one go, in the order in which they should be sent.
 
 The report goes first: it is small and carries the coded priority, so urgency is known while the
-pictures are still on the wire. Then the summary, then the heatmaps.
+pictures are still on the wire. Then the narrative (where the site wants it), the summary, the key
+object selection, the heatmaps, the parametric map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from pydicom.dataset import Dataset
 
 from pe_triage.domain import CtVolume, Outcome, ResultSet, TriageResult
 from pe_triage.errors import PermanentError
 from pe_triage.report.captures import build_captures
+from pe_triage.report.key_objects import build_key_objects
+from pe_triage.report.narrative import build_narrative
+from pe_triage.report.parametric_map import build_parametric_map, mappable
 from pe_triage.report.settings import ReportSettings
 from pe_triage.report.sr import build_sr
 from pe_triage.report.study import StudyContext, check_belongs, choose_source
@@ -77,7 +82,22 @@ def build_results(
         now=now,
         settings=settings,
     )
-    return ResultSet(study_uid=study.study_uid, run=study.run, objects=(report, *captures))
+    summary, *heatmaps = captures
+    objects = [report]
+    common: dict[str, Any] = {
+        "result": result, "study": study, "headers": headers, "source": source, "now": now,
+        "settings": settings,
+    }  # fmt: skip
+    if settings.narrative:
+        objects.append(build_narrative(volume=volume, predecessors=predecessors, **common))
+    objects.append(summary)
+    if settings.key_objects and result.key_slices:
+        objects.append(build_key_objects(**common))
+    objects += heatmaps
+    if settings.parametric_map and mappable(result, volume, headers):
+        assert volume is not None  # mappable has looked
+        objects.append(build_parametric_map(volume=volume, **common))
+    return ResultSet(study_uid=study.study_uid, run=study.run, objects=tuple(objects))
 
 
 def _check(result: TriageResult, volume: CtVolume | None, headers: Mapping[str, Dataset]) -> None:

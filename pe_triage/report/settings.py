@@ -9,9 +9,19 @@ from types import MappingProxyType
 from pydicom.sr.coding import Code
 
 from pe_triage import __version__
-from pe_triage.domain import Priority
+from pe_triage.domain import Priority, ResultKind
 from pe_triage.report.concepts import PRIORITY_CODES, PROCEDURE_REPORTED
 from pe_triage.report.policy import TriagePolicy
+
+SERIES_ORDER = (
+    ResultKind.SR,
+    ResultKind.SUMMARY,
+    ResultKind.HEATMAP,
+    ResultKind.NARRATIVE,
+    ResultKind.KEY_OBJECTS,
+    ResultKind.PARAMETRIC_MAP,
+)
+"""Kinds of objects in the order of their Series Numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +39,10 @@ class ReportSettings:
         Burned In Annotation (0028,0301) of the captures. No identity is drawn into pixels, so NO
         is true; sites whose archive blocks what is not NO, or wants YES on any text, choose.
     series_number
-        Series Number of the SR; the summary and the heatmaps take the next two.
+        Series Number of the SR; the other kinds take the next five.
+    narrative, key_objects, parametric_map
+        Also make the report in words, the key object selection, the heatmaps' values. To send the
+        narrative in place of the coded report, leave that out at the destination.
     institution_name, station_name
         Written where given; never copied from the scanner's images, which name its own.
     """
@@ -42,6 +55,9 @@ class ReportSettings:
     station_name: str | None = None
     series_number: int = 9501
     burned_in_annotation: str = "NO"
+    narrative: bool = False
+    key_objects: bool = False
+    parametric_map: bool = False
     procedure_reported: Code = PROCEDURE_REPORTED
     priority_codes: Mapping[Priority, Code] = field(
         default_factory=lambda: MappingProxyType({p: PRIORITY_CODES[p] for p in Priority})
@@ -54,3 +70,7 @@ class ReportSettings:
         missing = [p.value for p in Priority if p not in self.priority_codes]
         if missing:
             raise ValueError(f"priority_codes lacks {', '.join(missing)}")
+
+    def series_number_of(self, kind: ResultKind) -> int:
+        """Return the Series Number of a kind of object."""
+        return self.series_number + SERIES_ORDER.index(kind)

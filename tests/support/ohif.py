@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -200,8 +201,8 @@ class OhifViewer:
     def thumbnails(self) -> list[str]:
         """Texts of the series in the study browser."""
         found = self.driver.find_elements(
-            "css selector", '[data-cy="study-browser-thumbnail"],'
-            '[data-cy="study-browser-thumbnail-no-image"]'
+            "css selector",
+            '[data-cy="study-browser-thumbnail"],[data-cy="study-browser-thumbnail-no-image"]',
         )
         return [element.text for element in found]
 
@@ -210,8 +211,8 @@ class OhifViewer:
         from selenium.webdriver import ActionChains
 
         for element in self.driver.find_elements(
-            "css selector", '[data-cy="study-browser-thumbnail"],'
-            '[data-cy="study-browser-thumbnail-no-image"]'
+            "css selector",
+            '[data-cy="study-browser-thumbnail"],[data-cy="study-browser-thumbnail-no-image"]',
         ):
             if description in element.text:
                 self.driver.execute_script("arguments[0].scrollIntoView()", element)
@@ -232,6 +233,39 @@ class OhifViewer:
     def text(self) -> str:
         """All text on the page."""
         return str(self.driver.find_element("tag name", "body").text)
+
+    def image_number(self) -> int:
+        """Instance Number of the image in the viewport, from its corner."""
+        found = re.search(r"I:\s*(\d+)\s*\(", self.text())
+        assert found, "no image number in the viewport's corner"
+        return int(found[1])
+
+    def next_measurement(self, settle_s: float = 3.0) -> None:
+        """Press the report's arrow to the right."""
+        self.driver.find_element(
+            "css selector", '[data-cy="viewport-action-arrows-right"]'
+        ).click()
+        time.sleep(settle_s)
+
+    def arrow_tip(self) -> tuple[float, float] | None:
+        """(x, y) within the viewport of the tip of the arrow that OHIF draws for a POINT."""
+        tip = self.driver.execute_script(
+            "const l = document.querySelector('svg.svg-layer line');"
+            "return l && [l.getAttribute('x2'), l.getAttribute('y2')]"
+        )
+        return tip and (float(tip[0]), float(tip[1]))
+
+    def on_screen(self, column: float, row: float, columns: int, rows: int) -> tuple[float, float]:
+        """Where a place on the image (square pixels) lies within the viewport that it fills."""
+        width, height = self.driver.execute_script(
+            "const r = document.querySelector('svg.svg-layer').getBoundingClientRect();"
+            "return [r.width, r.height]"
+        )
+        scale = min(width / columns, height / rows)
+        return (
+            width / 2 + (column - columns / 2) * scale,
+            height / 2 + (row - rows / 2) * scale,
+        )
 
     def shot(self, name: str) -> NDArray[np.uint8]:
         """Take a screenshot, keep it as a file, return RGB."""
