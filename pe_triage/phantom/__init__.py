@@ -12,7 +12,9 @@ PHANTOM).
 
 from __future__ import annotations
 
+from pe_triage.phantom.dialects import DIALECTS, PLAIN, Dialect, dialect_for, find_dialect
 from pe_triage.phantom.distributions import Choice, Uniform
+from pe_triage.phantom.effects import Effects
 from pe_triage.phantom.presets import PRESETS, Preset, find_preset
 from pe_triage.phantom.study import PhantomStudy, generate_study
 from pe_triage.phantom.truth import SLICE_POSITIVE_MIN_AREA_MM2, ClotTruth
@@ -26,15 +28,21 @@ from pe_triage.phantom.writer import (
 )
 
 __all__ = [
+    "DIALECTS",
+    "PLAIN",
     "PRESETS",
     "SLICE_POSITIVE_MIN_AREA_MM2",
     "TRANSFER_SYNTAXES",
     "Choice",
     "ClotTruth",
+    "Dialect",
+    "Effects",
     "PhantomStudy",
     "Preset",
     "Uniform",
     "WrittenStudy",
+    "dialect_for",
+    "find_dialect",
     "find_preset",
     "generate_study",
     "identity_of",

@@ -1,45 +1,18 @@
 """The header of a phantom series: CT Image IOD (PS3.3 A.3), as one table.
 
-Another vendor's dialect is another `Dialect`; nothing else knows of headers.
+What differs between vendors stands in `dialects`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
+from pe_triage.phantom.dialects import Dialect
 from pe_triage.phantom.identity import Identity
-from pe_triage.phantom.presets import GENERATOR_VERSION
 from pe_triage.phantom.study import PhantomStudy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dialect:
-    """What differs between scanners' ways of writing the same series."""
-
-    name: str
-    manufacturer: str
-    model_name: str
-    kernel: str
-    image_type: tuple[str, ...]
-    kvp: str
-    rescale_intercept: int
-    """Stored values are unsigned 12 bit; HU = stored + intercept."""
-    scan_options: str
-
-
-PLAIN = Dialect(
-    name="plain",
-    manufacturer="pe-triage phantom",
-    model_name="Synthetic CTPA generator",
-    kernel="B30f",
-    image_type=("ORIGINAL", "PRIMARY", "AXIAL"),
-    kvp="100",
-    rescale_intercept=-1024,
-    scan_options="HELICAL MODE",
-)
 
 
 def decimal(value: float) -> str:
@@ -55,6 +28,10 @@ def common_header(
     ds = Dataset()
     day = identity.study_date.strftime("%Y%m%d")
     thickness = decimal(study.slice_thickness_mm)
+    kernel = dialect.kernel(study.kernel)
+    description = dialect.series_description.format(
+        thickness=study.slice_thickness_mm, kernel=kernel
+    )
     values: dict[str, object] = {
         # Patient (PS3.3 C.7.1.1)
         "SpecificCharacterSet": "ISO_IR 192",
@@ -71,7 +48,7 @@ def common_header(
         "ReferringPhysicianName": "",
         "StudyID": identity.study_id,
         "AccessionNumber": identity.accession_number,
-        "StudyDescription": "CT pulmonary angiography (synthetic phantom)",
+        "StudyDescription": dialect.study_description,
         "PatientAge": f"{study.anatomy.age_years:03d}Y",
         # General series (C.7.3.1)
         "Modality": "CT",
@@ -79,10 +56,10 @@ def common_header(
         "SeriesNumber": "2",
         "SeriesDate": day,
         "SeriesTime": "120100",
-        "SeriesDescription": f"CTPA {float(thickness):.1f} {dialect.kernel}",
-        "ProtocolName": "CTPA (synthetic)",
+        "SeriesDescription": description,
+        "ProtocolName": dialect.protocol,
         "BodyPartExamined": "CHEST",
-        "PatientPosition": "HFS",
+        "PatientPosition": dialect.patient_position,
         # Frame of reference and equipment (C.7.4.1, C.7.5.1)
         "FrameOfReferenceUID": identity.frame_of_reference_uid,
         "PositionReferenceIndicator": "",
@@ -91,7 +68,7 @@ def common_header(
         "StationName": "PHANTOM",
         "ManufacturerModelName": dialect.model_name,
         "DeviceSerialNumber": "0",
-        "SoftwareVersions": f"phantom generator {GENERATOR_VERSION}",
+        "SoftwareVersions": f"phantom generator {study.generator_version}",
         # General image, contrast (C.7.6.1, C.7.6.4)
         "ImageType": list(dialect.image_type),
         "AcquisitionNumber": "1",
@@ -104,7 +81,7 @@ def common_header(
         "QualityControlImage": "YES" if quality_control else "NO",
         "BurnedInAnnotation": "NO",
         "LossyImageCompression": "00",
-        "ContrastBolusAgent": "IODINATED CONTRAST (SIMULATED)",
+        "ContrastBolusAgent": dialect.contrast_agent,
         "ContrastBolusRoute": "INTRAVENOUS",
         # Image plane (C.7.6.2)
         "PixelSpacing": [decimal(study.spacing_mm[1]), decimal(study.spacing_mm[2])],
@@ -117,9 +94,9 @@ def common_header(
         "Rows": study.hu_zyx.shape[1],
         "Columns": study.hu_zyx.shape[2],
         "BitsAllocated": 16,
-        "BitsStored": 12,
-        "HighBit": 11,
-        "PixelRepresentation": 0,
+        "BitsStored": dialect.bits_stored,
+        "HighBit": dialect.bits_stored - 1,
+        "PixelRepresentation": int(dialect.signed),
         # CT image (C.8.2.1), VOI LUT (C.11.2)
         "RescaleIntercept": str(dialect.rescale_intercept),
         "RescaleSlope": "1",
@@ -130,29 +107,50 @@ def common_header(
         "ReconstructionDiameter": decimal(study.spacing_mm[2] * study.hu_zyx.shape[2]),
         "GantryDetectorTilt": "0",
         "RotationDirection": "CW",
-        "ConvolutionKernel": dialect.kernel,
-        "WindowCenter": "100",
-        "WindowWidth": "700",
-        "WindowCenterWidthExplanation": "PULMONARY EMBOLISM",
+        "ConvolutionKernel": kernel,
+        "WindowCenter": _several(w[0] for w in dialect.windows),
+        "WindowWidth": _several(w[1] for w in dialect.windows),
+        "WindowCenterWidthExplanation": _several(w[2] for w in dialect.windows),
         # SOP common (C.12.1)
         "SOPClassUID": CTImageStorage,
         "InstanceCreationDate": day,
         "InstanceCreationTime": "120200",
     }
+    values.update(dialect.more)
+    if dialect.padding_hu is not None:
+        values["PixelPaddingValue"] = dialect.padding_hu - dialect.rescale_intercept
     for keyword, value in values.items():
-        setattr(ds, keyword, value)
+        if (keyword not in dialect.omit and value not in ("", [""])) or keyword in _TYPE_2:
+            setattr(ds, keyword, value)
+    if dialect.padding_hu is not None:
+        ds["PixelPaddingValue"].VR = "SS" if dialect.signed else "US"
     return ds
 
 
-def add_slice(ds: Dataset, study: PhantomStudy, identity: Identity, index: int) -> None:
-    """Add what is a slice's own; ``index`` counts from the feet, as InstanceNumber then does.
+_TYPE_2 = ("ReferringPhysicianName", "PositionReferenceIndicator")
+"""Written though empty."""
 
-    Foot to head is how many CT pulmonary angiograms are acquired, so that breath held to the end
-    of the scan costs least at the bases.
+
+def _several(values: Iterable[str]) -> str | list[str]:
+    """Return one value or a list of them, as pydicom wants them; "" where none is filled."""
+    found = list(values)
+    if not any(found):
+        return ""
+    return found[0] if len(found) == 1 else found
+
+
+def add_slice(
+    ds: Dataset, study: PhantomStudy, identity: Identity, index: int, dialect: Dialect
+) -> None:
+    """Add what is a slice's own; ``index`` counts from the feet.
+
+    Most CT pulmonary angiograms are acquired foot to head, so that a breath held badly to the end
+    of the scan costs least at the bases; some scanners number the images from the head.
     """
     x, y, z = study.origin_lps_mm
     height = z + index * study.spacing_mm[0]
+    number = study.hu_zyx.shape[0] - index if dialect.head_first else index + 1
     ds.SOPInstanceUID = identity.instance_uid(index + 1)
-    ds.InstanceNumber = str(index + 1)
+    ds.InstanceNumber = str(number)
     ds.ImagePositionPatient = [decimal(x), decimal(y), decimal(height)]
     ds.SliceLocation = decimal(height)

@@ -23,15 +23,16 @@ _BACK_MM = 78.0
 
 
 def paint_lungs(
-    hu: Float, share: Float, anatomy: Anatomy, findings: Sequence[LungFinding], emphysema: float,
+    hu: Float, share: Float, content: Float, anatomy: Anatomy, findings: Sequence[LungFinding], emphysema: float,
     x: Float, y: Float, z: float, cavity: Float, coarse: Float, fine: Float, edge: float,
 ) -> None:  # fmt: skip
     """Paint one slice's findings over ``hu`` in place, within the lung.
 
     Parameters
     ----------
-    hu, share, cavity, coarse, fine
-        ``yx``: the slice, each pixel's share of lung, distance to the rib cage, textures.
+    hu, share, content, cavity, coarse, fine
+        ``yx``: the slice, each pixel's share of lung, the value of that share (overwritten),
+        distance to the rib cage, textures.
     x, y, z
         Canonical coordinates in mm.
     emphysema
@@ -39,20 +40,25 @@ def paint_lungs(
     edge
         Width of an edge in mm.
     """
+
+    def replace(part: Float, value: Float | np.float32) -> None:
+        # Only the lung's share of a voxel changes, or its rim would count twice.
+        change = part * (value - content)
+        np.add(content, change, out=content)
+        np.add(hu, share * change, out=hu)
+
     if emphysema > 0:
         # Holes where the texture is low: more of them the higher and the worse.
         threshold = -1.5 + 1.7 * emphysema + 0.5 * emphysema * min(1.0, max(-1.0, z / 60))
-        holes = np.clip((threshold - fine) / np.float32(0.35), 0, 1) * share
-        hu += holes * (np.float32(-968.0) - hu)
+        replace(np.clip((threshold - fine) / np.float32(0.35), 0, 1), np.float32(-968.0))
     for finding in findings:
         distance = _DISTANCES[finding.kind](finding, anatomy, x, y, z, cavity, coarse)
         if distance is None:
             continue
         sign = 1.0 if finding.side == "left" else -1.0
         distance = np.maximum(distance, -sign * x)
-        inside = soft(distance, edge + 2.0) * share
         grain = np.float32(2.0 if finding.kind == "effusion" else 11.0)
-        hu += inside * (np.float32(finding.hu) + grain * fine - hu)
+        replace(soft(distance, edge + 2.0), np.float32(finding.hu) + grain * fine)
 
 
 def _crescent(depth: float, anatomy: Anatomy, y: Float, cavity: Float) -> Float:

@@ -252,11 +252,11 @@ def _lung_painter(scene: Scene) -> LungPainter | None:
         return None
 
     def paint(
-        hu: Float, share: Float, *, x: Float, y: Float, z: float, cavity: Float, coarse: Float,
-        fine: Float, edge: float,
+        hu: Float, share: Float, content: Float, *, x: Float, y: Float, z: float, cavity: Float,
+        coarse: Float, fine: Float, edge: float,
     ) -> None:  # fmt: skip
         parenchyma.paint_lungs(
-            hu, share, scene.anatomy, found.lungs, found.emphysema_extent, x, y, z, cavity,
+            hu, share, content, scene.anatomy, found.lungs, found.emphysema_extent, x, y, z, cavity,
             coarse, fine, edge,
         )  # fmt: skip
 

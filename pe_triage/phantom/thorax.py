@@ -131,8 +131,8 @@ class LungPainter(Protocol):
     """Paints what is wrong with the lungs over a slice: see `parenchyma.paint_lungs`."""
 
     def __call__(
-        self, hu: Float, share: Float, *, x: Float, y: Float, z: float, cavity: Float,
-        coarse: Float, fine: Float, edge: float,
+        self, hu: Float, share: Float, content: Float, *, x: Float, y: Float, z: float,
+        cavity: Float, coarse: Float, fine: Float, edge: float,
     ) -> None: ...  # fmt: skip
 
 
@@ -199,9 +199,11 @@ def trunk_slice(
     behind = crop(160.0, 20.0, 118.0)
     _back(painter(hu[behind]), anatomy, x[behind], y[behind], z, coarse[behind], fine[behind], edge)
     _ribs(paint, anatomy, x, y, z, cavity, rho, depth, edge)
-    lung = _inside(paint, anatomy, x, y, z, cavity, inside, coarse, fine, edge, thick)
+    lung, value = _inside(paint, anatomy, x, y, z, cavity, inside, coarse, fine, edge, thick)
     if lungs is not None:
-        lungs(hu, lung, x=x, y=y, z=z, cavity=cavity, coarse=coarse, fine=fine, edge=edge)
+        lungs(
+            hu, lung, value, x=x, y=y, z=z, cavity=cavity, coarse=coarse, fine=fine, edge=edge
+        )  # fmt: skip
     at_spine = crop(40.0, 42.0, 118.0)
     _spine(painter(hu[at_spine]), x[at_spine], y[at_spine], z, edge)
     if -95 < z < 58:
@@ -294,8 +296,8 @@ def _ribs(
 def _inside(
     paint: _Paint, anatomy: Anatomy, x: Float, y: Float, z: float, cavity: Float, inside: Float,
     coarse: Float, fine: Float, edge: float, thick: float,
-) -> Float:  # fmt: skip
-    """Paint mediastinal fat, lungs, diaphragm, liver, spleen, stomach; return the lungs' share."""
+) -> tuple[Float, Float]:  # fmt: skip
+    """Paint mediastinum, lungs and what lies below; return the lungs' share and their values."""
     paint(inside, -92 + 9 * fine)
     y2 = 58 * ((y + 8) / 88) ** 2
     right = anatomy.right_dome_mm - 50 * ((x + 58) / 75) ** 2 - y2
@@ -323,8 +325,9 @@ def _inside(
         lung = np.maximum(lung, 45 * apex)
     share = soft(lung, edge + (0.6 * thick if z > 60 else 0.0)) * (1 - below)
     # The lower lung lies under its own weight: denser towards the back of a supine patient.
-    paint(share, anatomy.lung_hu + 0.35 * y + 12 * coarse + 16 * fine)
-    return share
+    value = anatomy.lung_hu + 0.35 * y + 12 * coarse + 16 * fine
+    paint(share, value)
+    return share, value
 
 
 def _spine(paint: _Paint, x: Float, y: Float, z: float, edge: float) -> None:

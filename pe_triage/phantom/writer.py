@@ -10,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 from openjpeg.utils import encode_array
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -25,7 +26,8 @@ from pydicom.uid import (
 )
 
 from pe_triage.errors import InputError
-from pe_triage.phantom.header import PLAIN, Dialect, add_slice, common_header
+from pe_triage.phantom.dialects import PLAIN, Dialect
+from pe_triage.phantom.header import add_slice, common_header
 from pe_triage.phantom.identity import Identity, derive_uid, invent_identity
 from pe_triage.phantom.study import PhantomStudy
 
@@ -60,19 +62,19 @@ def identity_of(
 def to_datasets(
     study: PhantomStudy,
     *,
-    transfer_syntax: UID = ExplicitVRLittleEndian,
+    transfer_syntax: UID | None = None,
     quality_control: bool = True,
     dialect: Dialect = PLAIN,
     slices: range | None = None,
 ) -> Iterator[Dataset]:
-    """Yield CT Image Storage data sets with file meta, foot to head, InstanceNumber from 1.
+    """Yield CT Image Storage data sets with file meta, foot to head.
 
     Parameters
     ----------
     study
         What to encode.
     transfer_syntax
-        One of `TRANSFER_SYNTAXES`.
+        One of `TRANSFER_SYNTAXES`; the dialect's own if None.
     quality_control
         Value of Quality Control Image (0028,0300).
     dialect
@@ -85,18 +87,22 @@ def to_datasets(
     InputError
         A transfer syntax that this writer does not know.
     """
-    syntax = UID(transfer_syntax)
+    syntax = UID(dialect.transfer_syntax if transfer_syntax is None else transfer_syntax)
     if syntax not in TRANSFER_SYNTAXES:
         raise InputError(f"the phantom cannot be written in transfer syntax {syntax.name}")
     identity = identity_of(study, quality_control=quality_control, dialect=dialect)
     common = common_header(study, identity, dialect, quality_control=quality_control)
-    byte_order = ">u2" if syntax == ExplicitVRBigEndian else "<u2"
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    kind = f"{order}{'i' if dialect.signed else 'u'}2"
+    outside = _outside(study) if dialect.padding_hu is not None else None
     for index in slices if slices is not None else range(study.hu_zyx.shape[0]):
         ds = Dataset()
         ds.update(common)
-        add_slice(ds, study, identity, index)
+        add_slice(ds, study, identity, index, dialect)
         stored = study.hu_zyx[index].astype(np.int32) - dialect.rescale_intercept
-        ds.PixelData = stored.astype(byte_order).tobytes()
+        if outside is not None:
+            stored[outside] = ds.PixelPaddingValue
+        ds.PixelData = stored.astype(kind).tobytes()
         ds["PixelData"].VR = "OW"
         meta = FileMetaDataset()
         meta.FileMetaInformationVersion = b"\x00\x01"
@@ -111,13 +117,21 @@ def to_datasets(
         elif syntax == JPEG2000Lossless:
             # pydicom's own way to this encoder needs the package pylibjpeg for nothing else.
             stream = encode_array(
-                stored.astype(np.uint16), bits_stored=ds.BitsStored, photometric_interpretation=2
+                stored.astype(kind), bits_stored=ds.BitsStored, photometric_interpretation=2
             )
             ds.PixelData = encapsulate([stream])
             ds["PixelData"].VR = "OB"
             ds["PixelData"].is_undefined_length = True
             meta.TransferSyntaxUID = syntax
         yield ds
+
+
+def _outside(study: PhantomStudy) -> NDArray[np.bool_]:
+    """Return the pixels ``yx`` outside the circle of reconstruction."""
+    size = study.hu_zyx.shape[1]
+    away = np.arange(size) - (size - 1) / 2
+    found: NDArray[np.bool_] = away[:, None] ** 2 + away[None, :] ** 2 > (size / 2) ** 2
+    return found
 
 
 def truth_of(study: PhantomStudy, identity: Identity) -> dict[str, Any]:
@@ -166,7 +180,7 @@ def write_mask(study: PhantomStudy, path: Path) -> None:
 
 
 def write_slices(
-    study: PhantomStudy, folder: Path, *, transfer_syntax: UID = ExplicitVRLittleEndian,
+    study: PhantomStudy, folder: Path, *, transfer_syntax: UID | None = None,
     quality_control: bool = True, dialect: Dialect = PLAIN,
 ) -> None:  # fmt: skip
     """Write one Part 10 file per slice into an existing folder, named by instance number."""
@@ -181,7 +195,7 @@ def write_study(
     study: PhantomStudy,
     out_dir: Path,
     *,
-    transfer_syntax: UID = ExplicitVRLittleEndian,
+    transfer_syntax: UID | None = None,
     quality_control: bool = True,
     dialect: Dialect = PLAIN,
     mask: bool = True,

@@ -21,8 +21,11 @@ from pydicom.uid import (
 
 from pe_triage.errors import InputError
 from pe_triage.phantom import (
+    DIALECTS,
     TRANSFER_SYNTAXES,
     PhantomStudy,
+    dialect_for,
+    find_dialect,
     generate_study,
     identity_of,
     to_datasets,
@@ -176,3 +179,51 @@ def test_unwritable_directory_is_one_line(small: PhantomStudy, tmp_path: Path) -
 
 def test_default_syntax_is_explicit_little_endian(small: PhantomStudy) -> None:
     assert next(to_datasets(small)).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+
+
+@pytest.mark.parametrize("name", list(DIALECTS))
+def test_every_dialect_says_the_same_study(small: PhantomStudy, tmp_path: Path, name: str) -> None:
+    dialect = find_dialect(name)
+    written = write_study(small, tmp_path, dialect=dialect, mask=False)
+    files = [pydicom.dcmread(p) for p in written.dicom_dir.iterdir()]
+    files.sort(key=lambda ds: float(ds.ImagePositionPatient[2]))
+    numbers = [int(ds.InstanceNumber) for ds in files]
+    assert numbers == sorted(numbers, reverse=dialect.head_first)
+    truth = json.loads(written.truth_path.read_text(encoding="utf-8"))
+    assert [s["sop_instance_uid"] for s in truth["slices"]] == [ds.SOPInstanceUID for ds in files]
+    away = np.arange(64) - 31.5
+    circle = away[:, None] ** 2 + away[None, :] ** 2 <= 32**2
+    for index, ds in enumerate(files):
+        assert ds.file_meta.TransferSyntaxUID == dialect.transfer_syntax
+        assert ds.QualityControlImage == "YES"
+        assert str(ds.PatientName).startswith("PHANTOM")
+        assert ds.ConvolutionKernel == dialect.kernel(small.kernel)
+        assert ds.PatientPosition == dialect.patient_position
+        assert not any(element.tag.is_private for element in ds.iterall())
+        hu = ds.pixel_array.astype(int) + int(ds.RescaleIntercept)
+        if dialect.padding_hu is None:
+            np.testing.assert_array_equal(hu, small.hu_zyx[index])
+        else:
+            np.testing.assert_array_equal(hu[circle], small.hu_zyx[index][circle])
+            assert set(np.unique(ds.pixel_array[~circle])) == {int(ds.PixelPaddingValue)}
+    assert "phantom" in files[0].Manufacturer
+
+
+@pytest.mark.parametrize("name", list(DIALECTS))
+def test_dciodvfy_finds_no_error_in_any_dialect(
+    small: PhantomStudy, tmp_path: Path, name: str
+) -> None:
+    dciodvfy = require_program("dciodvfy", "dicom3tools")
+    path = tmp_path / "slice.dcm"
+    next(to_datasets(small, dialect=find_dialect(name))).save_as(path, enforce_file_format=True)
+    done = subprocess.run([dciodvfy, str(path)], capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert [line for line in lines if line.startswith("Error")] == []
+
+
+def test_dialects_have_uids_of_their_own_and_are_dealt_by_seed(small: PhantomStudy) -> None:
+    uids = {identity_of(small, dialect=d).study_uid for d in DIALECTS.values()}
+    assert len(uids) == len(DIALECTS)
+    assert {dialect_for(seed).name for seed in range(40)} == set(DIALECTS) - {"plain"}
+    with pytest.raises(InputError, match="unknown dialect 'acme': choose from plain, siemens"):
+        find_dialect("acme")
