@@ -72,7 +72,7 @@ class Indexer:
                 pending = []
                 self._take_event(entry)
                 continue
-            item = self._read(entry)
+            item = self._read(entry, pending)
             if item is not None:
                 pending.append(item)
         self._record(pending)
@@ -84,7 +84,7 @@ class Indexer:
             self._assembler.note_event(entry.association_id, record)
         self._spool.forget(entry.path)
 
-    def _read(self, entry: Entry) -> _Pending | None:
+    def _read(self, entry: Entry, pending: list[_Pending]) -> _Pending | None:
         try:
             record = read_instance(entry.path)
             digest = self._spool.digest(entry.path)
@@ -114,6 +114,12 @@ class Indexer:
             role=role_of(record.sop_class_uid, record.facts),
         )
         filed = self._spool.file_away(entry.path, final)
+        if filed is Filed.DIFFERENT and pending:
+            # Its namesake may have come in this very batch: once that is recorded, the database
+            # tells it from an orphan.
+            self._record(pending)
+            pending.clear()
+            filed = self._spool.file_away(entry.path, final)
         if filed is Filed.DIFFERENT and not self._is_held(instance):
             # Left by a crash between link and commit of an object that was then refused.
             orphan = self._spool.set_aside(final, "orphan")
