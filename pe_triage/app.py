@@ -165,6 +165,15 @@ def run_node(settings: Settings) -> None:
             number: signal.signal(number, lambda *_: stop.set())
             for number in (signal.SIGTERM, signal.SIGINT)
         }
+
+        def stopping() -> bool:
+            if not stop.is_set():
+                return False
+            # From here on a caller is refused, and not left waiting in the backlog of a node
+            # that will never answer it.
+            listener.close()
+            return True
+
         supervisor = Supervisor(
             _processes(settings, listener, node_id),
             drain_s=settings.drain_s,
@@ -172,7 +181,7 @@ def run_node(settings: Settings) -> None:
         )
         try:
             supervisor.run(
-                stop.is_set,
+                stopping,
                 lambda: log.info("node.ready", aet=settings.aet, host=host, port=port),
             )
         finally:
@@ -206,7 +215,7 @@ def _processes(settings: Settings, listener: socket.socket, node_id: str) -> lis
         ProcessSpec(
             name=f"receiver-{n}",
             target=receiver_process,
-            args=(settings, listener),
+            args=(settings, f"receiver-{n}", listener),
             stop_order=0,
         )
         for n in range(1, settings.receivers + 1)
@@ -249,7 +258,9 @@ def _child(settings: Settings, connection: Connection) -> Iterator[ChildLink]:
         sys.exit(1)
 
 
-def receiver_process(settings: Settings, listener: socket.socket, connection: Connection) -> None:
+def receiver_process(
+    settings: Settings, name: str, listener: socket.socket, connection: Connection
+) -> None:
     """Main of a receiver process."""
     with _child(settings, connection) as link:
         from pe_triage.receive.server import ReceiverOptions, run_receiver
@@ -259,6 +270,7 @@ def receiver_process(settings: Settings, listener: socket.socket, connection: Co
             ReceiverOptions(
                 aet=settings.aet,
                 spool_root=settings.spool_dir,
+                name=name,
                 accept_from=settings.accept_rules,
                 insecure=settings.insecure,
                 max_associations=settings.max_associations,
@@ -295,6 +307,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
         engine = open_engine(settings.database_url)
         studies, outbox = StudyStore(engine, settings.data_dir), Outbox(engine, settings.data_dir)
         queue = JobQueue(engine, max_attempts=settings.max_attempts)
+        spool = Spool(settings.spool_dir)
         assembler = Assembler(
             studies=studies,
             queue=queue,
@@ -304,8 +317,8 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
             ),
             eligibility=eligibility_rules(settings),
             clock=utc_now,
+            living_boots=spool.living_boots,
         )
-        spool = Spool(settings.spool_dir)
         indexer = Indexer(
             spool=spool,
             studies=studies,

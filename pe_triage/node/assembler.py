@@ -55,6 +55,9 @@ class Assembler:
         The store.
     clock
         Aware wall-clock time.
+    living_boots
+        First parts of the identifiers of associations that can still be open: a receiver that was
+        killed never says that its associations ended.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Assembler:
         completeness: CompletenessRules,
         eligibility: EligibilityRules,
         clock: Callable[[], datetime],
+        living_boots: Callable[[], frozenset[str]],
     ) -> None:
         self._studies = studies
         self._queue = queue
@@ -73,6 +77,7 @@ class Assembler:
         self._completeness = completeness
         self._eligibility = eligibility
         self._clock = clock
+        self._living_boots = living_boots
         self._lock = threading.Lock()
         self._associations: dict[str, _Association] = {}
         self._judged: dict[str, _Judged] = {}
@@ -102,9 +107,25 @@ class Assembler:
     def tick(self) -> int:
         """Judge every receiving study; returns how many were found complete."""
         receiving = self._studies.receiving()
+        if receiving:
+            self._end_orphans()
         for gone in self._judged.keys() - {study.study_uid for study in receiving}:
             del self._judged[gone]
         return sum(self._judge(study) for study in receiving)
+
+    def _end_orphans(self) -> None:
+        """Count associations as aborted whose receiver died: none will say that they ended."""
+        living = self._living_boots()
+        with self._lock:
+            for association_id, known in self._associations.items():
+                if known.event is not AssociationEvent.OPENED:
+                    continue
+                if association_id.rpartition("-")[0] in living:
+                    continue
+                self._associations[association_id] = _Association(
+                    event=AssociationEvent.ABORTED, calling_aet=known.calling_aet
+                )
+                self._log.warning("association.lost", association_id=association_id)
 
     def _judge(self, study: StudyProgress) -> bool:
         now = self._clock()

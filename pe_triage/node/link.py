@@ -32,13 +32,14 @@ class ChildLink:
         """Set when the process should finish what it is doing and return."""
 
     def start(self) -> None:
-        """Listen to the supervisor; take over the signals.
+        """Listen to the supervisor; leave the signals to it.
 
-        SIGINT reaches a whole foreground process group and is the supervisor's to answer; SIGTERM
-        may come from a service manager that signals every process of the service.
+        A terminal sends SIGINT to the whole foreground process group and a service manager SIGTERM
+        to every process of the service, but only the supervisor knows the order of the end: what
+        the receivers take in last is still to be indexed and what a worker finishes to be sent.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
 
     def ready(self) -> None:

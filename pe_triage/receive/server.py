@@ -42,6 +42,8 @@ class ReceiverOptions:
 
     aet: str
     spool_root: Path
+    name: str = "receiver-1"
+    """Unique among the receivers of one spool, the same in each life; see `Spool.announce`."""
     accept_from: tuple[AcceptRule, ...] = ()
     insecure: bool = False
     max_pdu_length: int = 131072
@@ -213,7 +215,9 @@ def run_receiver(
         The spool cannot be used.
     """
     log = get_logger(aet=options.aet)
-    service = StoreService(Spool(options.spool_root), min_free_bytes=options.min_free_bytes)
+    spool = Spool(options.spool_root)
+    spool.announce(options.name)
+    service = StoreService(spool, min_free_bytes=options.min_free_bytes)
     ae = AE(ae_title=options.aet)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME

@@ -109,10 +109,11 @@ class Spool:
         self.incoming = root / "incoming"
         self.studies = root / "studies"
         self.quarantine = root / "quarantine"
+        self._receivers = root / "receivers"
         self.boot_id = boot_id or new_boot_id(datetime.now(UTC), os.urandom(4))
         self._files: FileOps = files or RealFiles()
         try:
-            for directory in (self.incoming, self.studies, self.quarantine):
+            for directory in (self.incoming, self.studies, self.quarantine, self._receivers):
                 directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
             self._files.fsync_directory(root)
         except OSError as error:
@@ -121,6 +122,41 @@ class Spool:
             raise SpoolError(f"the spool directory cannot be written: {self.incoming}")
 
     # ---------------------------------------------------------------- receiving
+
+    def announce(self, receiver: str) -> None:
+        """Say that `receiver` lives under this boot id, in place of whoever had its name before.
+
+        A process that was killed records no end of its associations; this is how it becomes known.
+
+        Raises
+        ------
+        SpoolError
+            It could not be written.
+        """
+        final = self._receivers / receiver
+        temporary = final.with_suffix(_TEMPORARY)
+        try:
+            temporary.write_text(self.boot_id, encoding="ascii")
+            temporary.replace(final)
+        except OSError as error:
+            raise _failed("cannot write to the spool", final, error) from error
+
+    def living_boots(self) -> frozenset[str]:
+        """Boot ids that `announce` last gave for each receiver.
+
+        Raises
+        ------
+        SpoolError
+            It could not be read.
+        """
+        try:
+            return frozenset(
+                path.read_text(encoding="ascii")
+                for path in self._receivers.iterdir()
+                if path.suffix != _TEMPORARY
+            )
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpoolError(f"cannot read the spool: {type(error).__name__}") from error
 
     def store(self, parts: Sequence[Buffer], *, association: int, sequence: int) -> Path:
         """Make one instance durable.
