@@ -12,7 +12,10 @@ import pytest
 from pydicom import dcmread
 
 from pe_triage.phantom import generate_study, write_study
+from tests.support.dcmtk import QrScp, StoreScp
+from tests.support.node import RunningNode, send
 from tests.support.orthanc import Orthanc
+from tests.support.peers import dcmtk_environment, require_program
 from tests.support.postgres import postgres_url
 
 
@@ -65,6 +68,43 @@ def new_study(phantom_dir: Path, tmp_path: Path) -> NewStudy:
         return study_uid, files
 
     return make
+
+
+QUICK = {"grace_s": 0.5, "min_free_mb": 1, "lease_s": 5, "threads": 2}
+"""Settings of a node whose tests should not wait for grace times made for scanners."""
+
+
+@pytest.fixture(scope="module")
+def store_scp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreScp]:
+    """DCMTK's storescp, which keeps whatever comes, repetitions included."""
+    with StoreScp(tmp_path_factory.mktemp("storescp")) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="module")
+def qr_scp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QrScp]:
+    """DCMTK's dcmqrscp, which answers C-FIND."""
+    with QrScp(tmp_path_factory.mktemp("dcmqrscp")) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="module")
+def quick_node(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, store_scp: StoreScp
+) -> Iterator[RunningNode]:
+    """A node that the tests of one module share; it delivers to `store_scp`."""
+    data_dir = tmp_path_factory.mktemp("node") / "data"
+    flags = ("--model", tiny_bundle, "--send-to", store_scp.address, "--quiet-s", 3)
+    with RunningNode(data_dir, *flags, "--log-level", "DEBUG", settings=QUICK) as node:
+        yield node
+        assert node.stop() == 0
+
+
+def storescu(node: RunningNode, files: list[Path], *options: str) -> None:
+    """Send with DCMTK's storescu; every instance must be acknowledged."""
+    program = require_program("storescu", "dcmtk")
+    sent = send(program, node, files, *options, environment=dcmtk_environment())
+    assert sent.returncode == 0, sent.stdout + sent.stderr
 
 
 @pytest.fixture(scope="session")

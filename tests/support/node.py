@@ -87,7 +87,7 @@ class RunningNode:
 
     # -- life
 
-    def start(self, timeout_s: float = 90) -> None:
+    def start(self, timeout_s: float = 60) -> None:
         command = [
             *(sys.executable, "-m", "pe_triage", "serve", "--aet", "PETRIAGE"),
             *("--port", str(self.port), "--data-dir", str(self.data_dir)),
@@ -104,13 +104,18 @@ class RunningNode:
         )
         seen = len(self.lines)
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
-        wait_for(
-            lambda: self.events("node.ready", since=seen) or self.process.poll() is not None,
-            timeout_s,
-            "node.ready",
-        )
-        ready = self.events("node.ready", since=seen)
-        assert ready, "the node did not start:\n" + "\n".join(self.lines[-20:])
+        try:
+            wait_for(
+                lambda: self.events("node.ready", since=seen) or self.process.poll() is not None,
+                timeout_s,
+                "node.ready",
+            )
+            ready = self.events("node.ready", since=seen)
+            assert ready, "it ended"
+        except AssertionError as error:
+            self.kill()
+            tail = "\n".join(self.lines[-20:])
+            raise AssertionError(f"the node did not start: {error}\n{tail}") from None
         self.port = ready[-1]["port"]
 
     def _read(self, process: subprocess.Popen[str]) -> None:
@@ -210,6 +215,20 @@ class RunningNode:
         except AssertionError as error:
             tail = "\n".join(self.lines[-25:])
             raise AssertionError(f"{error}\n{self.show(study_uid)}\n{tail}") from None
+
+    def wait_ended_in(
+        self, study_uid: str, states: set[str], timeout_s: float = 60
+    ) -> dict[str, Any]:
+        """Wait until a study stands in one of `states` and its results are delivered."""
+
+        def there() -> dict[str, Any] | None:
+            doc = self.show(study_uid)
+            if doc is None or doc["state"] not in states:
+                return None
+            sent = [d["state"] for r in doc["results"] for d in r["deliveries"]]
+            return None if "PENDING" in sent else doc
+
+        return wait_for(there, timeout_s, f"{study_uid} in {states}: {self.show(study_uid)}")
 
 
 def send(
