@@ -45,6 +45,7 @@ from pe_triage.training.volumes import BadExamError, load_exam
 FORMAT: Final = "pe-triage-cache/1"
 INDEX_NAME: Final = "index.json"
 _SLAB: Final = 32
+_TENSORS: Final = ("hu_zyx", "image_pe_z", "exam_l")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,16 +203,25 @@ def build_cache(
 
 
 def verify_cache(cache: ShardCache) -> list[str]:
-    """Study Instance UIDs of exams whose pixels are no longer those that were written."""
+    """Study Instance UIDs of exams whose pixels or labels are not those that were written."""
     bad = []
     for exam in cache.exams:
         try:
-            intact = hashlib.sha256(exam.read().tobytes()).hexdigest() == exam.sha256
-        except (SafetensorError, OSError):
+            with safe_open(exam.path, framework="numpy") as file:
+                said = json.loads(file.metadata()["pe_triage"])["content"]
+                intact = _content(*(file.get_tensor(name) for name in _TENSORS)) == said
+        except (SafetensorError, OSError, ValueError, KeyError):
             intact = False
         if not intact:
             bad.append(exam.study_uid)
     return bad
+
+
+def _content(*arrays: NDArray[Any]) -> str:
+    hasher = hashlib.sha256()
+    for array in arrays:
+        hasher.update(array.tobytes())
+    return hasher.hexdigest()
 
 
 def _build_one(exam: RspectExam, directory: Path, spec: ModelSpec) -> CachedExam | Problem:
@@ -236,6 +246,11 @@ def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedE
     # Without an identifier in the headers each study is taken for a patient of its own.
     identity = f"patient|{loaded.patient_id}" if loaded.patient_id else f"study|{exam.study_uid}"
     facts = loaded.facts
+    tensors: dict[str, NDArray[Any]] = {
+        "hu_zyx": hu_zyx,
+        "image_pe_z": np.array(loaded.image_pe_z),
+        "exam_l": exam.exam_vector,
+    }
     header = {
         "format": FORMAT,
         "study_uid": exam.study_uid,
@@ -244,7 +259,8 @@ def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedE
         "patient_key": hashlib.sha256(identity.encode()).hexdigest()[:32],
         "quality_control": volume.quality_control,
         "sop_instance_uids": list(volume.sop_instance_uids),
-        "sha256": hashlib.sha256(hu_zyx.tobytes()).hexdigest(),
+        "sha256": _content(hu_zyx),
+        "content": _content(*(tensors[name] for name in _TENSORS)),
         "facts": {
             "manufacturer": facts.manufacturer,
             "model_name": facts.model_name,
@@ -252,11 +268,6 @@ def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedE
             "slice_thickness_mm": facts.slice_thickness_mm,
             "spacing_mm": [round(value, 4) for value in volume.spacing_mm],
         },
-    }
-    tensors: dict[str, NDArray[Any]] = {
-        "hu_zyx": hu_zyx,
-        "image_pe_z": np.array(loaded.image_pe_z),
-        "exam_l": exam.exam_vector,
     }
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, distributed
 from pe_triage.errors import ConfigurationError
 
 T = TypeVar("T")
+PATIENCE: Final = timedelta(days=7)
 CPU: Final = torch.device("cpu")
 
 
@@ -77,7 +79,8 @@ def join_world(device: str, environment: Mapping[str, str] = os.environ) -> Iter
     if size == 1:
         yield World(device=where)
         return
-    distributed.init_process_group("nccl" if there else "gloo")
+    # The first process may build a cache for hours while the others wait.
+    distributed.init_process_group("nccl" if there else "gloo", timeout=PATIENCE)
     try:
         yield World(rank=rank, size=size, device=where)
     finally:

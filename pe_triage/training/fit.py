@@ -312,7 +312,7 @@ def _card(
         f"{len(train)} {kind} for training ({sum(e.positive for e in train)} with PE), "
         f"{len(held)} for validation ({sum(e.positive for e in held)} with PE)"
     )
-    metrics: dict[str, Any] = {"seed": run.settings.seed}
+    metrics: dict[str, Any] = {"seed": run.settings.seed, "stage1 loss": run.settings.loss1}
     for name in ("stage1", "stage2"):
         path = run.out / f"{name}-best.safetensors"
         if path.exists():

@@ -1,0 +1,147 @@
+"""What a batch holds: balance, determinism, shares of processes, augmentation, windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pe_triage.model.schedule import Schedule
+from pe_triage.model.spec import ATTENTION_BILSTM, SPECS
+from pe_triage.training.augment import COLUMNS, Augmentation, augment
+from pe_triage.training.batches import UnitDataset, UnitPlan, _draw_units, _importance
+from pe_triage.training.cache import ShardCache, build_cache
+from pe_triage.training.inputs import unit_truth, units_of, windowed
+from pe_triage.training.rspect import read_rspect
+from pe_triage.training.seeding import numpy_at, seed_of
+from tests.support.rspect import small_tree
+
+SPEC = ATTENTION_BILSTM.reduced(32, hidden=8)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> ShardCache:
+    folder = tmp_path_factory.mktemp("batches")
+    return build_cache(read_rspect(small_tree(folder, 4)).exams, folder / "c", SPEC)
+
+
+def dataset(cache: ShardCache, **more: object) -> UnitDataset:
+    schedule = Schedule(batch=2, sampling="balanced")
+    plan = UnitPlan.of(schedule, cache.exams, SPEC, units_per_exam=4)
+    values: dict[str, object] = {"seed": 3, "epoch": 0, "augmentation": Augmentation()}
+    return UnitDataset(cache.exams, SPEC, plan, **(values | more))  # type: ignore[arg-type]
+
+
+def test_a_batch_follows_from_its_place_alone(cache: ShardCache) -> None:
+    first, again = dataset(cache), dataset(cache)
+    again[1]  # whatever was prepared before
+    for a, b in zip(first[0], again[0], strict=True):
+        assert torch.equal(a, b)
+    for other in (dataset(cache, epoch=1), dataset(cache, seed=4)):
+        assert not torch.equal(first[0].hu, other[0].hu)
+
+
+def test_processes_share_a_batch_out(cache: ShardCache) -> None:
+    whole = dataset(cache)[0]
+    halves = [dataset(cache, rank=r, world=2)[0] for r in (0, 1)]
+    for name in ("hu", "numbers", "image_bo", "exam_bl", "importance_bo", "share_b"):
+        parts = torch.cat([getattr(half, name) for half in halves])
+        assert torch.equal(parts, getattr(whole, name)), name
+
+
+def test_an_epoch_takes_each_exam_once(cache: ShardCache) -> None:
+    data = dataset(cache)
+    seen = torch.cat([data[k].exam_bl for k in range(len(data))])
+    truth = torch.from_numpy(np.stack([e.exam_l for e in cache.exams]))
+    assert sorted(seen.tolist()) == sorted(truth.tolist())
+    with pytest.raises(IndexError):
+        data[len(data)]
+
+
+def test_half_of_what_is_drawn_is_positive_and_weights_undo_it() -> None:
+    positive = np.arange(100) < 6
+    rng = numpy_at("test", 1)
+    u = _draw_units(rng, positive, 20, balanced=True)
+    assert positive[u].sum() == 10
+    assert len(set(u[~positive[u]].tolist())) == 10
+    weights = _importance(positive, positive[u])
+    assert weights.mean() == pytest.approx(1)
+    assert weights[positive[u]].mean() == pytest.approx(0.06 / 0.5)
+    plain = _draw_units(rng, positive, 20, balanced=False)
+    assert len(set(plain.tolist())) == 20
+    assert (np.diff(u) >= 0).all()
+    assert len(_draw_units(rng, positive[:3], 8, balanced=False)) == 8
+
+
+def test_units_of_any_exam_are_balanced_over_the_epoch(cache: ShardCache) -> None:
+    schedule = Schedule(batch=4, batch_of="units", sampling="balanced")
+    plan = UnitPlan.of(schedule, cache.exams, SPEC, units_per_exam=99)
+    assert (plan.exams_per_batch, plan.units_per_exam, plan.steps) == (4, 1, 10)
+    plan = UnitPlan(exams_per_batch=400, units_per_exam=1, balanced=True, steps=1)
+    data = UnitDataset(cache.exams, SPEC, plan, seed=0, epoch=0)
+    share = float(data[0].image_bo.mean())
+    # Half of the exams drawn have PE, and a coin decides within them.
+    assert 0.15 < share < 0.35
+
+
+def test_no_change_leaves_images_alone() -> None:
+    hu = torch.randn(2, 3, 16, 16) * 300
+    numbers = torch.zeros(2, len(COLUMNS))
+    numbers[:, [1, 5]] = 1
+    torch.testing.assert_close(augment(hu, numbers), hu, atol=1e-3, rtol=1e-5)
+
+
+def test_augmentation_moves_and_brightens_as_drawn() -> None:
+    hu = torch.full((1, 1, 32, 32), -1024.0)
+    hu[0, 0, 4:8, 14:18] = 300.0
+    numbers = torch.tensor([[0.0, 1.0, -0.5, 0.0, 10.0, 1.0, 0.0]])
+    out = augment(hu, numbers)  # a grid shifted by a quarter up shows things a quarter lower
+    assert float(out[0, 0, 12:16, 14:18].mean()) == pytest.approx(310, abs=1)
+    assert float(out[0, 0, 4:8].mean()) == pytest.approx(-1014, abs=1)
+
+
+def test_drawn_numbers_stay_in_range_and_nothing_is_mirrored() -> None:
+    drawn = Augmentation().draw(numpy_at("aug"), 5000)
+    assert np.abs(np.rad2deg(drawn[:, 0])).max() <= 10
+    assert 1 / 1.1 - 1e-6 <= drawn[:, 1].min() < drawn[:, 1].max() <= 1.1 + 1e-6
+    assert (drawn[:, 6] >= 0).all()
+    assert (drawn[:, 1] > 0).all()
+
+
+def test_windows_of_slices_cover_the_exam() -> None:
+    spec = SPECS["r3d18-lstm"].reduced(32, hidden=8, window=4)
+    units = units_of(spec, 11)
+    assert units.shape[1] == 4
+    assert set(units.ravel().tolist()) == set(range(11))
+    pe = np.zeros(11, dtype=np.uint8)
+    pe[5] = 1
+    truth = unit_truth(spec, pe, units)
+    assert truth.shape == (len(units), spec.outputs_per_unit)
+    assert truth.any(axis=1).tolist() == [5 in u for u in units.tolist()]
+    assert units_of(spec, 2).max() == 1
+    assert windowed(spec, torch.zeros(2, 4, 8, 8)).shape == (2, len(spec.windows), 4, 8, 8)
+
+
+def test_neighbours_are_channels() -> None:
+    spec = SPECS["rsna-first"]
+    units = units_of(spec, 5)
+    assert units.tolist()[0] == [0, 0, 1]
+    assert units.tolist()[4] == [3, 4, 4]
+    assert windowed(spec, torch.zeros(1, 3, 8, 8)).shape == (1, spec.channels, 8, 8)
+
+
+def test_seeds_differ_by_place() -> None:
+    assert len({seed_of("a", k) for k in range(1000)}) == 1000
+
+
+def test_reading_is_fast_enough_to_be_worth_a_cache(cache: ShardCache, tmp_path: Path) -> None:
+    """Not a benchmark: a random slice must not cost a whole exam."""
+    from time import perf_counter
+
+    exam = cache.exams[0]
+    start = perf_counter()
+    for _ in range(50):
+        exam.read_at([3])
+    assert perf_counter() - start < 2
