@@ -23,8 +23,9 @@ _BACK_MM = 78.0
 
 
 def paint_lungs(
-    hu: Float, share: Float, content: Float, anatomy: Anatomy, findings: Sequence[LungFinding], emphysema: float,
-    x: Float, y: Float, z: float, cavity: Float, coarse: Float, fine: Float, edge: float,
+    hu: Float, share: Float, content: Float, anatomy: Anatomy, findings: Sequence[LungFinding],
+    emphysema: float, x: Float, y: Float, z: float, cavity: Float, coarse: Float, fine: Float,
+    edge: float,
 ) -> None:  # fmt: skip
     """Paint one slice's findings over ``hu`` in place, within the lung.
 

@@ -51,9 +51,11 @@ def bare() -> PhantomStudy:
     return _study()
 
 
+_WORSE = Uniform(low=0.5, high=0.6)
+
 # name, effects, lowest and highest HU that nearly all changed voxels had before
 CHANGES: tuple[tuple[str, dict[str, Any], tuple[int, int]], ...] = (
-    ("emphysema", {"emphysema": 1.0}, (-960, -500)),
+    ("emphysema", {"emphysema": 1.0, "emphysema_extent": _WORSE}, (-960, -200)),
     ("effusion", {"effusion": 1.0, "effusion_mm": Uniform(low=25, high=30)}, (-1000, 200)),
     ("atelectasis", {"atelectasis": 1.0}, (-1000, 400)),
     ("nodes", {"nodes": 1.0, "node_count": Uniform(low=4, high=5)}, (-1000, 2000)),
