@@ -9,6 +9,7 @@ CPU with the same number of threads.
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,8 +291,11 @@ def _loader(
     cuda = world.device.type == "cuda"
     more: dict[str, Any] = {}
     if settings.workers:
-        # forkserver: forking a process that holds CUDA or torch's threads may hang
-        more = {"prefetch_factor": 4, "multiprocessing_context": "forkserver"}
+        # forkserver: forking a process that holds CUDA or torch's threads may hang. It imports
+        # torch once, ahead, and not once for each worker of each epoch.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pe_triage.training.batches"])
+        more = {"prefetch_factor": 4, "multiprocessing_context": context}
     loader: DataLoader[Any] = DataLoader(
         data,
         batch_size=None,

@@ -1,0 +1,303 @@
+"""Whole runs on small trees: a bundle that serves, exact resume after a kill, honest refusals."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pe_triage.cli import cli, main
+from pe_triage.domain import EXAM_LABELS, IntendedUse
+from pe_triage.errors import InputError
+from pe_triage.model.bundle import load_bundle
+from pe_triage.model.consistency import count_violations
+from pe_triage.model.schedule import Schedule
+from pe_triage.model.spec import ATTENTION_BILSTM, SPECS, ModelSpec
+from pe_triage.training.augment import Augmentation
+from pe_triage.training.cache import build_cache
+from pe_triage.training.checkpoint import load_checkpoint, same_weights, save_checkpoint
+from pe_triage.training.distributed import World
+from pe_triage.training.fit import CardWords, Run, fit, intended_use_of
+from pe_triage.training.loop import TrainingStoppedError
+from pe_triage.training.reporting import Reporter
+from pe_triage.training.rspect import read_rspect
+from pe_triage.training.settings import TrainSettings, learning_rate
+from pe_triage.training.splits import split_by_patient
+from pe_triage.training.volumes import load_exam
+from tests.support.rspect import small_tree
+
+# Dropout and batch normalisation stay in: what is drawn must come out the same after a resume.
+SPEC = replace(ATTENTION_BILSTM.reduced(32, hidden=8), backbone="tinynet_e", stride=16, dropout=0.3)
+STEPS = 3 * 2 + 2 * 2
+"""Of the run below: 3 epochs of 2 steps, then 2 epochs of 2 steps."""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_tree(tmp_path_factory.mktemp("fit"), 6, size=32, slices=8)
+
+
+def a_run(tree: Path, out: Path, spec: ModelSpec = SPEC, **changes: object) -> Run:
+    cache = build_cache(read_rspect(tree).exams, tree / "cache", spec)
+    settings = TrainSettings(
+        stage1=Schedule(batch=2, epochs=3, lr=1e-3, sampling="balanced"),
+        stage2=Schedule(batch=2, epochs=2, lr=1e-3, scheduler="step", gamma=0.5),
+        units_per_exam=4,
+        checkpoint_steps=1,
+        validation=0.34,
+        seed=7,
+        augmentation=Augmentation(),
+    )
+    settings = replace(settings, **changes)  # type: ignore[arg-type]
+    split = split_by_patient(cache.exams, seed=settings.seed, validation=0.34, test=0.0)
+    return Run(
+        spec=spec, cache=cache, split=split, settings=settings, words=CardWords(name="t"), out=out
+    )
+
+
+def go(run: Run, *, resume: bool = False, stop: Callable[[], bool] = lambda: False) -> Path:
+    with Reporter(speaks=False) as reporter:
+        return fit(run, World(), reporter, now=lambda: datetime.now(UTC), resume=resume, stop=stop)
+
+
+class KilledError(BaseException):
+    """Stands for kill -9: nothing of the program handles it."""
+
+
+def killer(after: int, error: type[BaseException] = KilledError) -> Callable[[], bool]:
+    left = [after]
+
+    def stop() -> bool:
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        return False
+
+    return stop
+
+
+@pytest.fixture(scope="module")
+def whole(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return go(a_run(tree, tmp_path_factory.mktemp("whole") / "run"))
+
+
+def test_killed_anywhere_and_resumed_the_weights_are_the_same(
+    tree: Path, whole: Path, tmp_path: Path
+) -> None:
+    want = load_bundle(whole).network.state_dict()
+    rng = random.Random(20)
+    for attempt in range(3):
+        run = a_run(tree, tmp_path / str(attempt), checkpoint_steps=rng.choice([1, 2, 500]))
+        kills = 0
+        bundle = None
+        while bundle is None:
+            try:
+                patience = killer(rng.randint(0, 5)) if kills < 4 else (lambda: False)
+                bundle = go(run, resume=kills > 0, stop=patience)
+            except KilledError:
+                kills += 1
+        assert kills
+        assert same_weights(load_bundle(bundle).network.state_dict(), want), attempt
+
+
+def test_another_seed_gives_other_weights(tree: Path, whole: Path, tmp_path: Path) -> None:
+    other = go(a_run(tree, tmp_path / "run", seed=8))
+    a, b = (load_bundle(p).network.state_dict() for p in (whole, other))
+    assert not same_weights(a, b)
+
+
+def test_loader_processes_change_nothing(tree: Path, whole: Path, tmp_path: Path) -> None:
+    bundle = go(a_run(tree, tmp_path / "run", workers=1))
+    a, b = (load_bundle(p).network.state_dict() for p in (whole, bundle))
+    assert same_weights(a, b)
+
+
+def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(
+    tree: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = a_run(tree, tmp_path / "run", checkpoint_steps=500)
+    calls: list[int] = []
+    with pytest.raises(TrainingStoppedError, match="--resume"):
+        go(run, stop=lambda: calls.append(1) or len(calls) == 2)  # type: ignore[func-returns-value]
+    _, document = load_checkpoint(run.out / "checkpoint.safetensors")
+    assert document["progress"]["step"] == 2
+    a, b = (load_bundle(p).network.state_dict() for p in (whole, go(run, resume=True)))
+    assert same_weights(a, b)
+
+
+def test_the_bundle_says_what_it_is_and_answers_consistently(tree: Path, whole: Path) -> None:
+    bundle = load_bundle(whole)
+    card = bundle.card
+    assert card.intended_use is IntendedUse.DEMONSTRATION
+    assert "4 phantoms for training" in card.training_data
+    assert card.metrics["seed"] == 7
+    assert card.metrics["stage2 validation loss"] > 0
+    from pe_triage.infer.predictor import Predictor
+
+    predictor = Predictor(whole, "cpu")
+    for exam in read_rspect(tree).exams[:2]:
+        said = predictor.predict(load_exam(exam).volume).prediction
+        exam_l = [said.exam_probability[label] for label in EXAM_LABELS]
+        assert not any(count_violations(said.slice_probability_z, exam_l).values())
+
+
+def test_stage_two_learns_and_the_best_epoch_is_kept(tree: Path, tmp_path: Path) -> None:
+    run = a_run(tree, tmp_path / "run", stage2=Schedule(batch=4, epochs=12, lr=2e-2))
+    go(run)
+    progress = json.loads((run.out / "stage2-history.json").read_text())
+    losses = [e["training_loss"] for e in progress["history"]]
+    assert losses[-1] < 0.8 * losses[0]
+    held = [e["validation_loss"] for e in progress["history"]]
+    assert progress["best"] == min(held)
+    _, document = load_checkpoint(run.out / "stage2-best.safetensors")
+    assert document["epoch"] == held.index(min(held))
+
+
+def test_a_run_goes_on_only_as_it_began(tree: Path, tmp_path: Path) -> None:
+    run = a_run(tree, tmp_path / "run")
+    with pytest.raises(KilledError):
+        go(run, stop=killer(1))
+    with pytest.raises(InputError, match="holds a run already"):
+        go(run)
+    for other in (
+        a_run(tree, run.out, seed=9),
+        replace(run, spec=replace(SPEC, dropout=0.1)),
+        replace(run, split=replace(run.split, train=run.split.train[1:])),
+    ):
+        with pytest.raises(InputError, match="begun with another"):
+            go(other, resume=True)
+
+
+def test_phantoms_make_no_research_bundle(tree: Path, tmp_path: Path) -> None:
+    cache = a_run(tree, tmp_path).cache
+    assert intended_use_of(cache, None) is IntendedUse.DEMONSTRATION
+    with pytest.raises(InputError, match="for demonstration, not for research"):
+        intended_use_of(cache, IntendedUse.RESEARCH)
+    patients = replace(cache, exams=tuple(replace(e, quality_control=False) for e in cache.exams))
+    assert intended_use_of(patients, None) is IntendedUse.RESEARCH
+    with pytest.raises(InputError, match="not for intended use untrained"):
+        intended_use_of(patients, IntendedUse.UNTRAINED)
+
+
+def test_stage_two_may_learn_from_patients_that_stage_one_never_saw(
+    tree: Path, tmp_path: Path
+) -> None:
+    card = load_bundle(go(a_run(tree, tmp_path / "run", stage2_share=0.5))).card
+    assert card.metrics["exams of stage 1"] == card.metrics["exams of stage 2"] == 2
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_words(tree: Path, tmp_path: Path) -> None:
+    wild = Schedule(batch=2, epochs=3, lr=1e30, optimiser="sgd")
+    from pe_triage.errors import PeTriageError
+
+    with pytest.raises(PeTriageError, match="no longer a number"):
+        go(a_run(tree, tmp_path / "run", stage1=wild))
+
+
+def test_rates_follow_the_schedule() -> None:
+    step = Schedule(lr=1.0, scheduler="step", step_epochs=20, gamma=0.9, epochs=200)
+    assert [learning_rate(step, e) for e in (0, 19, 20, 45)] == pytest.approx([1, 1, 0.9, 0.81])
+    cosine = Schedule(lr=1.0, scheduler="cosine", epochs=10)
+    assert learning_rate(cosine, 5) == pytest.approx(0.5)
+    assert learning_rate(Schedule(lr=0.3), 9) == 0.3
+
+
+def test_a_checkpoint_cut_off_is_refused_and_an_earlier_one_survives(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, {"a": torch.arange(3.0)}, {"x": 1})
+    tensors, document = load_checkpoint(path)
+    assert torch.equal(tensors["a"], torch.arange(3.0))
+    assert document["x"] == 1
+    with pytest.raises(ValueError, match="JSON"):
+        save_checkpoint(path, {"a": torch.zeros(1)}, {"x": float("nan")})
+    assert load_checkpoint(path)[1]["x"] == 1
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(InputError, match="cut off"):
+        load_checkpoint(path)
+
+
+def test_the_command_trains_from_a_tree_to_a_bundle(tree: Path, tmp_path: Path) -> None:
+    args = [
+        "train", "plain-cnn", "--data", str(tree), "--out", str(tmp_path / "run"),
+        "--cache", str(tmp_path / "cache"), "--size", "32", "--epochs1", "1", "--batch1", "4",
+        "--max-steps1", "2", "--validation", "0.34", "--device", "cpu", "--no-tensorboard",
+    ]  # fmt: skip
+    done = CliRunner().invoke(cli, args)
+    assert done.exit_code == 0, done.output
+    assert "no patient in two of them" in done.output
+    assert load_bundle(tmp_path / "run" / "bundle").card.name == "plain-cnn-32"
+    again = CliRunner().invoke(cli, args)
+    assert isinstance(again.exception, InputError)
+
+
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--data", str(tree), "--out", str(tmp_path / "run"), "--no-tensorboard"]
+    assert main(["train", "nonsense", *base]) == 2
+    assert "unknown spec 'nonsense'" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["train", "attention-bilstm", "--data", str(tmp_path / "empty"), "--out", "x"]) == 2
+    assert "train.csv" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_process_killed_outright_goes_on_from_the_command_line(
+    tree: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at a random moment, several times over."""
+
+    def command(out: Path) -> list[str]:
+        return [
+            sys.executable, "-m", "pe_triage", "train", "attention-bilstm", "--data", str(tree),
+            "--out", str(out), "--size", "64", "--epochs1", "2", "--epochs2", "3", "--batch1", "2",
+            "--units-per-exam", "4", "--validation", "0.34", "--checkpoint-steps", "1",
+            "--device", "cpu", "--no-tensorboard",
+        ]  # fmt: skip
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    rng, out = random.Random(1), tmp_path / "killed"
+    for _ in range(3):
+        more = ["--resume"] if (out / "run.json").exists() else []
+        process = subprocess.Popen(
+            [*command(out), *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(rng.uniform(4, 9))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    more = ["--resume"] if (out / "run.json").exists() else []
+    subprocess.run([*command(out), *more], check=True, capture_output=True)
+    a, b = (load_bundle(p / "bundle").network.state_dict() for p in (tmp_path / "whole", out))
+    assert same_weights(a, b)
+
+
+TRAINABLE = [s.name for s in SPECS.values() if not s.slice_mm and s.lung == "none"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_every_spec_trains_and_its_bundle_loads(tree: Path, tmp_path: Path, name: str) -> None:
+    spec = SPECS[name].reduced(64 if SPECS[name].stride > 8 else 32, hidden=8, window=4)
+    short = {"epochs": 1}
+    run = a_run(
+        tree,
+        tmp_path / "run",
+        spec,
+        stage1=replace(spec.stage1, batch=2, **short),
+        stage2=replace(spec.stage2, batch=2, **short),
+        loss1=spec.stage1.loss,
+        max_steps1=2,
+    )
+    bundle = load_bundle(go(run))
+    assert bundle.card.spec.name == spec.name
