@@ -185,3 +185,6 @@ LABEL_CONCEPTS: Mapping[str, LabelConcept] = MappingProxyType(
 EXAM = _private("PE_EXAM", "Pulmonary embolism, whole exam")
 KEY_SLICE = _private("KEY_SLICE", "Slice worth looking at first")
 HEATMAP_OUTLINE = _private("OUTLINE", "Outline of heatmap at half its maximum")
+
+POLICY_RULE = "policy rule "
+"""What lines of the policy begin with among the algorithm's parameters."""

@@ -27,6 +27,8 @@ def build_key_objects(
 ) -> ResultObject:
     """Build and encode the selection; the result must have key slices."""
     images = stand_ins([headers[key.sop_instance_uid] for key in result.key_slices], study)
+    for image in images:
+        image.Rows = image.Columns = 1  # what tells highdicom an image from another composite
     ds = hd.ko.KeyObjectSelectionDocument(
         evidence=images,
         content=hd.ko.KeyObjectSelection(
@@ -41,6 +43,10 @@ def build_key_objects(
         instance_number=1,
         manufacturer=settings.manufacturer,
     )
+    for item in ds.ContentSequence:
+        if item.ValueType == "IMAGE" and "ConceptNameCodeSequence" in item:
+            # TID 2010 gives its references no purpose; highdicom writes one.
+            del item.ConceptNameCodeSequence
     ds.SeriesDescription = series_description(result, "key objects")
     return finish_document(
         ds, result=result, source=source, now=now, settings=settings,

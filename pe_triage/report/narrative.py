@@ -39,11 +39,11 @@ from pe_triage.report.study import StudyContext
 from pe_triage.report.wording import headline, model_words, series_description
 
 TITLE = Code("24627-2", "LN", "CT Chest Report")
-_ENGLISH = Code("en-US", "RFC5646", "English (United States)")
+_ENGLISH = hd.sr.CodedConcept("en-US", "RFC5646", "English (United States)")
 _CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
-_PROCEDURES = Code("121064", "DCM", "Current Procedure Descriptions")
-_FINDINGS = Code("121070", "DCM", "Findings")
-_IMPRESSIONS = Code("121072", "DCM", "Impressions")
+_PROCEDURES = Code("55111-9", "LN", "Current Procedure Descriptions")
+_FINDINGS = Code("59776-5", "LN", "Findings")
+_IMPRESSIONS = Code("19005-8", "LN", "Impressions")
 _PROCEDURE = Code("121065", "DCM", "Procedure Description")
 _IMPRESSION = Code("121073", "DCM", "Impression")
 _BEST = Code("121080", "DCM", "Best illustration of finding")
@@ -76,7 +76,9 @@ def build_narrative(
     content: list[hd.sr.ContentItem] = [
         *hd.sr.LanguageOfContentItemAndDescendants(_ENGLISH),
         *hd.sr.ObservationContext(observer_device_context=device_observer(result, settings)),
-        _section(_PROCEDURES, _texts(_PROCEDURE, _procedure(result, study, settings, predecessors))),
+        _section(
+            _PROCEDURES, _texts(_PROCEDURE, _procedure(result, study, settings, predecessors))
+        ),
         _section(_FINDINGS, _findings(result, headers, volume)),
         _section(_IMPRESSIONS, _texts(_IMPRESSION, _impression(result))),
     ]
@@ -164,9 +166,11 @@ def _findings(
 def _finding_lines(result: TriageResult) -> Iterator[str]:
     prediction = result.prediction
     if prediction is None:
-        yield "The result of the network is withheld." if result.outcome is (
-            Outcome.INDETERMINATE
-        ) else "No network result exists."
+        yield (
+            "The result of the network is withheld."
+            if result.outcome is (Outcome.INDETERMINATE)
+            else "No network result exists."
+        )
         return
     yield _line("Pulmonary embolism", prediction, prediction.pe_probability, "pe", None)
     for label in EXAM_LABELS:

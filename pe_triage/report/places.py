@@ -69,7 +69,9 @@ def heat_in_source(key: KeySlice, volume: CtVolume) -> NDArray[np.float64]:
     first there, so it is undone last.
     """
     rows, columns = volume.hu_zyx.shape[1:]
-    at_yx = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    at_yx = np.stack(
+        np.meshgrid(np.arange(float(rows)), np.arange(float(columns)), indexing="ij"), axis=-1
+    )
     heat_yx = _sample(np.nan_to_num(key.heatmap_yx.astype(np.float64)), at_yx, rows, columns)
     if volume.source_flip_yx[0]:
         heat_yx = heat_yx[::-1]

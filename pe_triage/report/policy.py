@@ -18,7 +18,9 @@ absent. Anything less is MEDIUM.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any
 
 from pe_triage.domain import (
     INTENDED_USE_WORDS,
@@ -33,6 +35,8 @@ from pe_triage.domain import (
     Priority,
     TriageResult,
 )
+from pe_triage.errors import ConfigurationError
+from pe_triage.report import tables as t
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,28 @@ DEFAULT_RULES: tuple[PriorityRule, ...] = (
     ),
 )
 
+_RANK = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
+
+
+def _rule_from_table(where: str, table: Any) -> PriorityRule:
+    t.check_keys(where, table, tuple(f.name for f in fields(PriorityRule)))
+    for key in ("name", "priority", "words"):
+        if key not in table:
+            raise ConfigurationError(f"{where}.{key}: is missing")
+    conditions = {
+        key: t.labels(f"{where}.{key}", table[key], POSITIVE_LABELS)
+        for key in ("any_present", "all_present", "all_absent")
+        if key in table
+    }
+    if not any(conditions.values()):
+        raise ConfigurationError(f"{where}: a rule needs a condition; policy.fallback has none")
+    return PriorityRule(
+        name=t.text(f"{where}.name", table["name"]),
+        priority=t.priority(f"{where}.priority", table["priority"]),
+        words=t.text(f"{where}.words", table["words"], longest=120),
+        **conditions,
+    )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriagePolicy:
@@ -113,6 +139,87 @@ class TriagePolicy:
     rules: tuple[PriorityRule, ...] = DEFAULT_RULES
     fallback: Priority = Priority.MEDIUM
     fallback_words: str = "PE"
+
+    @staticmethod
+    def from_table(table: Mapping[str, Any]) -> TriagePolicy:
+        """Policy from the configuration's table ``policy``; absent keys take their default.
+
+        Keys: ``name``, ``fallback``, ``fallback_words``, and ``rules``, a list of tables with
+        ``name``, ``priority``, ``words`` and at least one of the lists ``any_present``,
+        ``all_present``, ``all_absent``. A list of rules replaces the default ones.
+
+        Raises
+        ------
+        ConfigurationError
+            One line naming the key: unknown, malformed, or a policy that lowers a positive because
+            of what is not known.
+        """
+        known = tuple(f.name for f in fields(TriagePolicy))
+        t.check_keys("policy", table, known)
+        chosen: dict[str, Any] = {
+            key: t.text(f"policy.{key}", table[key])
+            for key in ("name", "fallback_words")
+            if key in table
+        }
+        if ("rules" in table or "fallback" in table) and "name" not in table:
+            raise ConfigurationError("policy.name: a policy of the site's own needs a name")
+        if chosen.get("name") == TriagePolicy().name and "rules" in table:
+            raise ConfigurationError(f"policy.name: {chosen['name']!r} names the built-in policy")
+        if "fallback" in table:
+            chosen["fallback"] = t.priority("policy.fallback", table["fallback"])
+            if chosen["fallback"] is Priority.LOW:
+                raise ConfigurationError(
+                    "policy.fallback: LOW would lower every positive whose labels are not known"
+                )
+        if "rules" in table:
+            if not isinstance(table["rules"], list | tuple):
+                raise ConfigurationError("policy.rules: a list of tables was expected")
+            rules = tuple(
+                _rule_from_table(f"policy.rules[{i}]", rule)
+                for i, rule in enumerate(table["rules"])
+            )
+            for i, rule in enumerate(rules):
+                if rule.name in {r.name for r in rules[:i]}:
+                    raise ConfigurationError(f"policy.rules[{i}].name: {rule.name!r} stands twice")
+            chosen["rules"] = rules
+        policy = TriagePolicy(**chosen)
+        policy.check()
+        return policy
+
+    def priority_of(self, findings: Mapping[str, Decision]) -> tuple[Priority, str]:
+        """Return the priority of a positive exam and its reason."""
+        for rule in self.rules:
+            if rule.matches(findings):
+                return rule.priority, rule.words
+        return self.fallback, self.fallback_words
+
+    def check(self) -> None:
+        """Try every combination of labels: forgetting an ABSENT must never lower the priority.
+
+        Raises
+        ------
+        ConfigurationError
+            Naming the label and the two priorities.
+        """
+        named = sorted(
+            set().union(*(r.any_present | r.all_present | r.all_absent for r in self.rules))
+        )
+        for values in product(Decision, repeat=len(named)):
+            findings = dict(zip(named, values, strict=True))
+            known, _ = self.priority_of(findings)
+            for label in named:
+                if findings[label] is not Decision.ABSENT:
+                    continue
+                unknown, _ = self.priority_of({**findings, label: Decision.UNDETERMINED})
+                if _RANK[unknown] < _RANK[known]:
+                    raise ConfigurationError(
+                        f"policy.rules: a positive would fall from {known.value} to "
+                        f"{unknown.value} because {label} is not known; raise on what is present"
+                    )
+
+    def document(self) -> dict[str, Any]:
+        """Return the policy as the ``policy`` of the `show` document."""
+        return {"name": self.name, "rules": list(self.describe())}
 
     def describe(self) -> tuple[str, ...]:
         """Return the policy in force as lines for a report."""
@@ -182,10 +289,8 @@ def _decide_shown(prediction: ExamPrediction, policy: TriagePolicy) -> Decided:
     over_threshold = threshold is not None and prediction.pe_probability > threshold
     if any_positive or over_threshold:
         # Either sign is enough: a bundle that contradicts itself must not hide an embolism.
-        for rule in policy.rules:
-            if rule.matches(findings):
-                return _positive(rule.words, rule.priority)
-        return _positive(policy.fallback_words, policy.fallback)
+        priority, words = policy.priority_of(findings)
+        return _positive(words, priority)
     if findings.get("indeterminate") is Decision.PRESENT:
         return _no_priority(Outcome.INDETERMINATE, "the network calls the exam indeterminate")
     if findings.get("negative_exam_for_pe") is Decision.PRESENT:

@@ -35,8 +35,10 @@ def read_sr(path: Path | str) -> dict[str, Any]:
         ``pe_probability``, ``findings``, ``slices`` (the key slices, foot to head, each with
         ``point`` besides: column and row in the source image, and ``outline``, a list of such
         pairs; or None), ``model``, ``results``
-        (the report itself); and ``notice``, ``thresholds``, ``predecessors``. Numbers equal those
-        written bit for bit.
+        (the report itself); and ``notice``, ``intended_use``, ``thresholds``, ``policy``,
+        ``priority_code``, ``certainty_percent`` (None where the scores are not calibrated),
+        ``codes`` (findings and site of each label), ``device_uid``, ``evidence`` (all images
+        referenced), ``requests``, ``predecessors``. Numbers equal those written bit for bit.
 
     Raises
     ------
@@ -108,7 +110,59 @@ def _document(
             if key.startswith("threshold ")
         },
         "predecessors": _predecessors(ds),
+        "policy": {"name": parameters["policy"], "rules": _policy_rules(exam)},
+        "priority_code": _coded(exam, c.PRIORITY),
+        "certainty_percent": {
+            "pe": _number(exam, c.CERTAINTY),
+            **{label: _number(labels[label], c.CERTAINTY) for label in EXAM_LABELS},
+        }
+        if labels and next(_named(exam, c.CERTAINTY), None) is not None
+        else None,
+        "codes": {label: _label_codes(labels[label]) for label in EXAM_LABELS} if labels else None,
+        "intended_use": _text(exam, c.INTENDED_USE),
+        "device_uid": _device_uid(ds),
+        "evidence": _evidence(ds),
+        "requests": [
+            {
+                "accession_number": str(item.get("AccessionNumber") or ""),
+                "requested_procedure_id": str(item.get("RequestedProcedureID") or ""),
+            }
+            for item in ds.get("ReferencedRequestSequence") or ()
+        ],
     }
+
+
+def _policy_rules(exam: Dataset) -> list[str]:
+    lines = (str(item.TextValue) for item in _named(exam, c.ALGORITHM_PARAMETERS))
+    return [line.removeprefix(c.POLICY_RULE) for line in lines if line.startswith(c.POLICY_RULE)]
+
+
+def _coded(group: Dataset, name: Code) -> dict[str, str] | None:
+    return next((_code_document(i.ConceptCodeSequence[0]) for i in _named(group, name)), None)
+
+
+def _code_document(code: Dataset) -> dict[str, str]:
+    return {
+        "value": str(code.CodeValue),
+        "scheme": str(code.CodingSchemeDesignator),
+        "meaning": str(code.CodeMeaning),
+    }
+
+
+def _label_codes(group: Dataset) -> dict[str, Any]:
+    findings = [
+        _code_document(item.ConceptCodeSequence[0])
+        for name in (c.FINDING, c.ALSO)
+        for item in _named(group, name)
+    ]
+    return {"findings": findings, "site": _coded(group, c.FINDING_SITE)}
+
+
+def _device_uid(ds: Dataset) -> str | None:
+    for item in ds.get("ContributingEquipmentSequence") or ():
+        if item.get("DeviceUID"):
+            return str(item.DeviceUID)
+    return None
 
 
 def _groups(ds: Dataset) -> dict[str, list[Dataset]]:
@@ -187,6 +241,9 @@ def _slice(group: Dataset) -> dict[str, Any]:
         "sop_instance_uid": _image_uid(group if region is None else region),
         "probability": _number(group, c.SLICE_SCORE),
         "attention": _number(group, c.ATTENTION),
+        "certainty_percent": next(
+            (_number(group, c.CERTAINTY) for _ in _named(group, c.CERTAINTY)), None
+        ),
         "point": [float(v) for v in region.GraphicData] if region is not None else None,
     }
 

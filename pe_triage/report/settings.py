@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from pydicom.sr.coding import Code
 
 from pe_triage import __version__
 from pe_triage.domain import Priority, ResultKind
+from pe_triage.errors import ConfigurationError
+from pe_triage.report import tables as t
 from pe_triage.report.concepts import PRIORITY_CODES, PROCEDURE_REPORTED
 from pe_triage.report.policy import TriagePolicy
 
@@ -71,6 +74,63 @@ class ReportSettings:
         if missing:
             raise ValueError(f"priority_codes lacks {', '.join(missing)}")
 
+    @staticmethod
+    def from_table(
+        table: Mapping[str, Any], *, policy: TriagePolicy | None = None
+    ) -> ReportSettings:
+        """Settings from the configuration's table ``report``; absent keys take their default.
+
+        Raises
+        ------
+        ConfigurationError
+            One line naming the key that is unknown, malformed or out of range.
+        """
+        t.check_keys("report", table, tuple(_READERS))
+        chosen = {
+            _FIELDS.get(key, key): _READERS[key](f"report.{key}", value)
+            for key, value in table.items()
+        }
+        return ReportSettings(**chosen, policy=policy or TriagePolicy())
+
     def series_number_of(self, kind: ResultKind) -> int:
         """Return the Series Number of a kind of object."""
         return self.series_number + SERIES_ORDER.index(kind)
+
+
+def _priority_codes(where: str, value: Any) -> Mapping[Priority, Code]:
+    names = tuple(p.value for p in Priority)
+    table = t.check_keys(where, value, names)
+    for name in names:
+        if name not in table:
+            raise ConfigurationError(f"{where}.{name}: is missing; all three priorities need one")
+    return MappingProxyType({p: t.code(f"{where}.{p.value}", table[p.value]) for p in Priority})
+
+
+def _yes_or_no(where: str, value: Any) -> str:
+    return "YES" if t.flag(where, value) else "NO"
+
+
+def _name(where: str, value: Any) -> str | None:
+    return t.text(where, value) if value else None
+
+
+def _station(where: str, value: Any) -> str | None:
+    return t.text(where, value, longest=16) if value else None
+
+
+_READERS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
+    {
+        "narrative": t.flag,
+        "key_objects": t.flag,
+        "parametric_map": t.flag,
+        "burned_in_annotation": _yes_or_no,
+        "series_number": lambda where, value: t.whole(where, value, 1, 2_000_000_000),
+        "institution": _name,
+        "station": _station,
+        "procedure_reported": t.code,
+        "priority_codes": _priority_codes,
+    }
+)
+"""Keys of the table ``report`` and how each value is read."""
+
+_FIELDS = {"institution": "institution_name", "station": "station_name"}

@@ -215,7 +215,7 @@ class GroupWriter:
                 for name, value in sorted(result.prediction.thresholds.items())
             ]
         lines.append(f"policy={settings.policy.name}")
-        lines += [f"policy rule {line}" for line in settings.policy.describe()]
+        lines += [f"{c.POLICY_RULE}{line}" for line in settings.policy.describe()]
         return lines
 
 

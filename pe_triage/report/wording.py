@@ -50,6 +50,7 @@ def model_words(model: ModelIdentity | None) -> str:
 
 
 def time_words(when: datetime) -> str:
-    """Return date and time with the zone's offset, to the minute."""
+    """Return date and time to the minute, with the zone's offset where it is not UTC itself."""
     offset = when.strftime("%z")
-    return f"{when:%Y-%m-%d %H:%M} UTC{offset[:3]}:{offset[3:5]}" if offset else f"{when:%F %R}"
+    zone = "" if offset in ("", "+0000") else f"{offset[:3]}:{offset[3:5]}"
+    return f"{when:%Y-%m-%d %H:%M} UTC{zone}"

@@ -181,8 +181,10 @@ def names_of(person_name: str) -> dict[str, PersonNameParts]:
 
 
 def _first_item(source: Dataset, keyword: str) -> Dataset:
-    items = source.get(keyword) or ()
-    return items[0] if len(items) else Dataset()
+    for item in source.get(keyword) or ():
+        if isinstance(item, Dataset):
+            return item
+    return Dataset()
 
 
 def _matching(pattern: str, text: str) -> str:

@@ -181,12 +181,17 @@ def _components(context: MessageContext) -> list[dict[str, Any]]:
     prediction = context.result.prediction
     if prediction is None:
         return []
+    score = float(prediction.pe_probability)
+    numbers = [(concepts.EXAM_SCORE, "1", round(score, 3))]
     if prediction.model.calibrated:
-        what, unit, value = concepts.CERTAINTY, "%", round(100 * prediction.pe_probability, 1)
-    else:
-        what, unit, value = concepts.SCORE, "1", round(float(prediction.pe_probability), 3)
-    quantity = {"value": float(value), "system": SYSTEMS["UCUM"], "code": unit}
-    components: list[dict[str, Any]] = [{"code": _concept(what), "valueQuantity": quantity}]
+        numbers.append((concepts.CERTAINTY, "%", round(100 * score, 1)))
+    components: list[dict[str, Any]] = [
+        {
+            "code": _concept(what),
+            "valueQuantity": {"value": value, "system": SYSTEMS["UCUM"], "code": unit},
+        }
+        for what, unit, value in numbers
+    ]
     for label, decision in prediction.findings.items():
         concept = concepts.LABEL_CONCEPTS.get(label)
         if concept is not None:

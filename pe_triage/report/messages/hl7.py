@@ -161,11 +161,10 @@ def observations(context: MessageContext) -> Iterable[Observation]:
         yield "CWE", concepts.PRIORITY, _code(code), "", ""
     prediction = result.prediction
     if prediction is not None:
+        yield "NM", concepts.EXAM_SCORE, f"{prediction.pe_probability:.3f}", "", ""
         if prediction.model.calibrated:
             percent = f"{100 * prediction.pe_probability:.1f}"
             yield "NM", concepts.CERTAINTY, percent, _code(concepts.PERCENT), ""
-        else:
-            yield "NM", concepts.SCORE, f"{prediction.pe_probability:.3f}", "", ""
         for label, decision in prediction.findings.items():
             concept = concepts.LABEL_CONCEPTS.get(label)
             if concept is not None:
