@@ -74,6 +74,7 @@ def analysis_options(settings: Settings) -> AnalysisOptions:
         report=ReportSettings(institution_name=settings.institution or None),
         key_slices=settings.key_slices,
         allow_on_patients=settings.allow_on_patients,
+        destinations=settings.destinations,
     )
 
 
@@ -151,6 +152,8 @@ def run_node(settings: Settings) -> None:
     log = get_logger()
     _check_bundle(settings)
     eligibility_rules(settings)
+    for table in settings.destinations:
+        table.check_secrets()
     with _data_dir_lock(settings):
         _prepare_database(settings)
         node_id = _node_id(settings.data_dir)
@@ -295,11 +298,11 @@ def worker_process(settings: Settings, owner_prefix: str, connection: Connection
 def coordinator_process(settings: Settings, connection: Connection) -> None:
     """Main of the process that indexes, assembles, delivers and keeps the timers."""
     with _child(settings, connection) as link:
-        from pe_triage.deliver.store_scu import DicomSender
         from pe_triage.node.assembler import Assembler
         from pe_triage.node.coordinator import Coordinator
         from pe_triage.node.deliverer import Deliverer
         from pe_triage.node.indexer import Indexer
+        from pe_triage.node.roads import dicom_road, road_to
         from pe_triage.receive.spool import Spool
         from pe_triage.store.outbox import Outbox
         from pe_triage.store.quarantine import Quarantine
@@ -326,16 +329,22 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
             assembler=assembler,
             data_dir=settings.data_dir,
         )
+        roads = {
+            **{str(peer): dicom_road(peer, aet=settings.aet) for peer in settings.peers},
+            **{
+                table.name: road_to(table, aet=settings.aet, clock=utc_now)
+                for table in settings.destinations
+            },
+        }
         deliverers = [
-            Deliverer(
-                destination,
-                outbox=outbox,
-                studies=studies,
-                sender=DicomSender(settings.aet),
-                jitter=random.random,
-            )
-            for destination in settings.peers
+            Deliverer(name, outbox=outbox, studies=studies, send=send, jitter=random.random)
+            for name, send in roads.items()
         ]
+        for name, waiting in outbox.waiting().items():
+            if name not in roads:
+                get_logger().warning(
+                    "delivery.no_such_destination", destination=name, waiting=waiting
+                )
         Coordinator(
             indexer=indexer,
             assembler=assembler,
@@ -442,6 +451,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _warn_if_open(settings: Settings, log: Any) -> None:
+    from pe_triage.node.roads import unprotected
+
+    for name in unprotected(settings.destinations):
+        log.warning("destination.unencrypted", destination=name)
     if settings.host in ("127.0.0.1", "::1", "localhost"):
         return
     if settings.insecure:

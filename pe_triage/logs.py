@@ -92,7 +92,11 @@ def setup_logging(
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Libraries log values of data elements at INFO and DEBUG; those may be identity.
-    for name in ("pynetdicom", "pydicom", "highdicom", "PIL", "matplotlib", "urllib3"):
+    # httpcore writes whole header blocks at DEBUG, credentials among them.
+    for name in (
+        *("pynetdicom", "pydicom", "highdicom", "PIL", "matplotlib", "urllib3"),
+        *("httpx", "httpcore", "hl7apy"),
+    ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in ("apscheduler", "alembic", "sqlalchemy"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -17,6 +17,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.presentation import PresentationContext, build_context
 
+from pe_triage.deliver.outcomes import Sent, all_unreachable
 from pe_triage.deliver.requestor import MAX_CONTEXTS, RequestorOptions, open_association
 from pe_triage.deliver.statuses import Verdict, classify, describe
 from pe_triage.domain import Delivery, Destination
@@ -24,17 +25,6 @@ from pe_triage.errors import PermanentDeliveryError, RetryableDeliveryError
 
 _RECONNECTS = 1
 """An object whose sending ends the association must not keep those behind it from being sent."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """How one delivery ended this time."""
-
-    verdict: Verdict
-    error: str | None = None
-    """One line; the peer's remark when the verdict is WARNING."""
-    status: int | None = None
-    """Of the C-STORE response, where one came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +85,7 @@ class DicomSender:
                     options=self._options,
                 )
             except RetryableDeliveryError as error:
-                yield from _all(pending, Verdict.RETRY, error.message)
+                yield from all_unreachable([item for item, _ in pending], error.message)
                 return
             except PermanentDeliveryError as error:
                 yield from _all(pending, Verdict.PARK, error.message)

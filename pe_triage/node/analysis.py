@@ -20,12 +20,14 @@ from pe_triage.assemble.eligibility import (
     judge_measures,
     judge_series,
 )
+from pe_triage.destinations import AnyDestination
 from pe_triage.domain import (
     CtVolume,
     InstanceRole,
     KeySlice,
     PatientIdentity,
     ReceivedInstance,
+    ResultMessage,
     ResultSet,
     StudyManifest,
     TriageResult,
@@ -34,10 +36,11 @@ from pe_triage.errors import ImagingError, PermanentError
 from pe_triage.imaging.measure import measure_volume
 from pe_triage.imaging.volume import load_volume
 from pe_triage.logs import get_logger
+from pe_triage.report.messages import MessageContext, build_messages
 from pe_triage.report.policy import decide, make_result, not_evaluated
 from pe_triage.report.results import build_results
 from pe_triage.report.settings import ReportSettings
-from pe_triage.report.study import StudyContext
+from pe_triage.report.study import StudyContext, choose_source
 
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Predictor
@@ -51,6 +54,8 @@ class AnalysisOptions:
     report: ReportSettings
     key_slices: int = 5
     allow_on_patients: tuple[str, ...] = ()
+    destinations: tuple[AnyDestination, ...] = ()
+    """Those that get a message are written one here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,7 @@ class Analysis:
     result: TriageResult
     choice: SeriesChoice
     objects: ResultSet
+    messages: tuple[ResultMessage, ...] = ()
 
 
 def relevant_instances(instances: Sequence[ReceivedInstance]) -> tuple[ReceivedInstance, ...]:
@@ -119,21 +125,34 @@ def analyse_study(
         series_uid=result.series_uid,
     )
     beat()
+    study = StudyContext(
+        study_uid=study_uid,
+        run=run,
+        manifest_digest=StudyManifest.of(study_uid, images).digest,
+        identity=identity,
+    )
+    headers = _headers(images, result)
     objects = build_results(
         result=result,
-        study=StudyContext(
-            study_uid=study_uid,
-            run=run,
-            manifest_digest=StudyManifest.of(study_uid, images).digest,
-            identity=identity,
-        ),
+        study=study,
         volume=volume,
-        headers=_headers(images, result),
+        headers=headers,
         predecessors=predecessors,
         now=now,
         settings=options.report,
     )
-    return Analysis(result=result, choice=choice, objects=objects)
+    messages: tuple[ResultMessage, ...] = ()
+    if options.destinations:
+        context = MessageContext(
+            result=result,
+            study=study,
+            source=choose_source(headers, result),
+            objects=objects.objects,
+            now=now,
+            settings=options.report,
+        )
+        messages = build_messages(context, options.destinations)
+    return Analysis(result=result, choice=choice, objects=objects, messages=messages)
 
 
 def _evaluate(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from pe_triage.deliver.backoff import next_attempt_s
+from pe_triage.deliver.outcomes import Sent
 from pe_triage.deliver.statuses import Verdict
-from pe_triage.deliver.store_scu import DicomSender, Sent
-from pe_triage.domain import Delivery, DeliveryState, Destination
+from pe_triage.domain import Delivery, DeliveryState
 from pe_triage.logs import get_logger
+from pe_triage.routing import MESSAGE_KINDS
 from pe_triage.store.outbox import Outbox
 from pe_triage.store.studies import StudyStore
 
@@ -25,26 +27,44 @@ STATE_OF = {
 }
 
 
+Send = Callable[[Sequence[Delivery]], Iterator[tuple[int, Sent]]]
+"""`send` of a `deliver.outcomes.Sender`."""
+
+
 class Deliverer:
-    """Delivers to one destination what the outbox holds for it."""
+    """Delivers to one destination what the outbox holds for it.
+
+    While a destination is away, what is tried at it is the most urgent of all that waits, not what
+    happens to be due; once it is back, everything that waits becomes due. So the first thing that
+    it hears is the most urgent, however the waiting times have fallen.
+
+    Parameters
+    ----------
+    name
+        Of the destination, as the outbox has it.
+    send
+        The road to it.
+    """
 
     def __init__(
         self,
-        destination: Destination,
+        name: str,
         *,
         outbox: Outbox,
         studies: StudyStore,
-        sender: DicomSender,
+        send: Send,
         jitter: Callable[[], float],
         poll_s: float = 0.2,
     ) -> None:
-        self._destination = destination
+        self._name = name
         self._outbox = outbox
         self._studies = studies
-        self._sender = sender
+        self._send = send
         self._poll_s = poll_s
         self._jitter = jitter
-        self._log = get_logger(destination=str(destination))
+        # Unknown at start: as good as away.
+        self._away = True
+        self._log = get_logger(destination=name)
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until `stop`."""
@@ -60,26 +80,38 @@ class Deliverer:
 
     def step(self, stop: threading.Event | None = None) -> bool:
         """Send one batch, most urgent first; False where nothing is due."""
-        due = self._outbox.due(str(self._destination), BATCH)
+        due = self._outbox.due(self._name, BATCH)
         if not due:
             return False
+        if self._away:
+            first = self._outbox.due(self._name, BATCH, early=True)
+            known = {item.delivery_id for item in first}
+            due = [*first, *(item for item in due if item.delivery_id not in known)]
         by_id = {item.delivery_id: item for item in due}
         sendable = [item for item in due if self._is_for_its_patient(item)]
-        for delivery_id, sent in self._sender.send(self._destination, sendable):
+        was_away = self._away
+        for delivery_id, sent in self._send(sendable):
+            self._away = sent.unreachable
             self._record(by_id[delivery_id], sent)
             if stop is not None and stop.is_set():
                 break
+        if was_away and not self._away and self._outbox.bring_forward(self._name):
+            self._log.info("delivery.destination_back")
         return True
 
     def _record(self, item: Delivery, sent: Sent) -> None:
-        log = self._log.bind(study_uid=item.study_uid, sop_instance_uid=item.sop_instance_uid)
+        log = self._log.bind(
+            study_uid=item.study_uid, kind=str(item.kind), sop_instance_uid=item.sop_instance_uid
+        )
         if sent.verdict is not Verdict.RETRY:
             state = STATE_OF[sent.verdict]
             self._outbox.mark(item.delivery_id, state, error=sent.error)
-            log.info("delivery.ended", state=str(state), kind=str(item.kind), error=sent.error)
+            log.info("delivery.ended", state=str(state), error=sent.error)
             return
         age_s = self._outbox.age_s(item.delivery_id)
         wait_s = next_attempt_s(item.attempts + 1, age_s, jitter=self._jitter())
+        if wait_s is not None and sent.retry_after_s is not None:
+            wait_s = max(wait_s, sent.retry_after_s)
         if wait_s is None:
             self._outbox.mark(item.delivery_id, DeliveryState.PARKED, error=sent.error)
             log.error("delivery.given_up", error=sent.error, age_s=round(age_s))
@@ -104,6 +136,14 @@ class Deliverer:
         return False
 
     def _identity_problem(self, item: Delivery) -> str | None:
+        if item.kind in MESSAGE_KINDS:
+            # Written for the study's frozen identity and persisted with it: the same bytes.
+            try:
+                digest = hashlib.sha256(item.path.read_bytes()).hexdigest()
+            except OSError as error:
+                return f"the message file cannot be read: {type(error).__name__}"
+            same_bytes = digest == item.sha256
+            return None if same_bytes else "the message file is not what was persisted; not sent"
         try:
             ds = dcmread(
                 item.path,

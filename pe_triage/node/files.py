@@ -7,7 +7,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pe_triage.domain import Job, ReceivedInstance, ResultObject, ResultSet
+from pe_triage.domain import (
+    Job,
+    ReceivedInstance,
+    ResultKind,
+    ResultMessage,
+    ResultObject,
+    ResultSet,
+)
 from pe_triage.errors import RetryableError
 from pe_triage.imaging.facts import facts_from_json
 from pe_triage.store.studies import StoredInstance
@@ -49,8 +56,48 @@ def write_results(directory: Path, objects: ResultSet) -> Sequence[tuple[ResultO
     return written
 
 
+MESSAGE_SUFFIX = {
+    ResultKind.HL7: ".hl7",
+    ResultKind.FHIR: ".json",
+    ResultKind.WEBHOOK: ".json",
+    ResultKind.UPS: ".json",
+}
+
+
+def write_messages(
+    directory: Path, messages: Sequence[ResultMessage]
+) -> Sequence[tuple[ResultMessage, Path | None, str | None]]:
+    """Write each message's body durably into an existing `directory`.
+
+    Returns
+    -------
+    list of (message, path, SHA-256 of the file), both None where there is no body
+
+    Raises
+    ------
+    RetryableError
+        The file system refused.
+    """
+    try:
+        written: list[tuple[ResultMessage, Path | None, str | None]] = []
+        for message in messages:
+            if message.body is None:
+                written.append((message, None, None))
+                continue
+            # A destination's name holds nothing that a file name may not (`destinations`).
+            stem = f"message-{message.kind.value.lower()}-{message.destination}"
+            path = directory / f"{stem}{MESSAGE_SUFFIX[message.kind]}"
+            _write_durably(path, message.body)
+            written.append((message, path, hashlib.sha256(message.body).hexdigest()))
+        if messages:
+            _sync_directory(directory)
+    except OSError as error:
+        raise RetryableError(f"cannot write messages: {error.strerror or error}") from None
+    return written
+
+
 def _write_durably(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

@@ -24,7 +24,7 @@ from pe_triage.errors import LeaseLostError, PermanentError, PeTriageError, Retr
 from pe_triage.logs import get_logger
 from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study, relevant_instances
 from pe_triage.node.document import analysis_document
-from pe_triage.node.files import result_dir, to_received, write_results
+from pe_triage.node.files import result_dir, to_received, write_messages, write_results
 from pe_triage.routing import Route
 from pe_triage.store.jobs import JobQueue, ResultRow
 from pe_triage.store.studies import StudyStore
@@ -165,6 +165,18 @@ class Worker:
                 path=path.relative_to(self._options.data_dir),
             )
             for item, path, sha256 in written
+        ]
+        rows += [
+            ResultRow(
+                kind=message.kind,
+                sop_class_uid=None,
+                sop_instance_uid=None,
+                sha256=digest,
+                path=None if file is None else file.relative_to(self._options.data_dir),
+                addressee=message.destination,
+                refused=message.refused,
+            )
+            for message, file, digest in write_messages(directory, analysis.messages)
         ]
         self._queue.finish(
             job,
