@@ -1,4 +1,4 @@
-"""Destinations that are away, and processes that are killed: nothing is lost, nothing is doubled."""
+"""Destinations that are away, processes that are killed: nothing is lost, nothing doubled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DCMTK's own archives as destinations: storescp, which keeps files, and dcmqrscp, with an index."""
+"""DCMTK's own archives as destinations: storescp keeps files, dcmqrscp has an index."""
 
 from __future__ import annotations
 
