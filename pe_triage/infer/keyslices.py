@@ -8,15 +8,18 @@ Neighbours show the same clot, so slices are taken greedily with a distance alon
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pe_triage.domain import CtVolume, KeySlice
+from pe_triage.imaging.lungs import Box
 from pe_triage.imaging.windows import square_offset_yx
 from pe_triage.infer.gradcam import Score, gradcam, normalise
 from pe_triage.infer.predictor import Inference, Predictor
+from pe_triage.model.encoders import Grid
 
 FEWEST: Final = 3
 MOST: Final = 8
@@ -89,6 +92,117 @@ def peak_in_voxels(heatmap_yx: NDArray[np.float32], rows: int, columns: int) -> 
     return float((i + 0.5) * rows / h - 0.5), float((j + 0.5) * columns / w - 0.5)
 
 
+def place_on_slice(
+    map_hw: NDArray[np.float32], rows: int, columns: int, *, box: Box, size: int, grid: Grid
+) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """Bring a map from the network's grid to the slice itself, and say where its peak lies.
+
+    The network sees `box` of the slice in a square of air, scaled to `size`; the cells of its last
+    map look at `grid`. Here the map is read at the centres of cells that tile the whole slice,
+    twice as fine as the network's, by linear interpolation: the network's own cells are centred
+    on the edges between such tiles, so that a tiling as coarse as they would shift or smear.
+    Outside the box nothing was seen and the map is zero.
+
+    Parameters
+    ----------
+    map_hw
+        In [0, 1].
+    rows, columns
+        Of the slice.
+
+    Returns
+    -------
+    heatmap_yx
+        float32 in [0, 1], scaled to its maximum again.
+    peak_yx
+        (row, column) of the centre of the network's largest cell that looks at the slice, in
+        voxels; of a map of zeros the slice's centre, so ask ``heatmap_yx.any()`` first.
+    """
+    height, width = box.bottom - box.top, box.right - box.left
+    side = max(height, width)
+    above, before = square_offset_yx(height, width)
+    starts = (box.top - above, box.left - before)
+    weights, places = [], []
+    for extent, start, cells, low, high in zip(
+        (rows, columns), starts, map_hw.shape, (box.top, box.left), (box.bottom, box.right),
+        strict=True,
+    ):  # fmt: skip
+        tiles = max(1, math.ceil(2 * extent * size / (side * grid.step)))
+        voxel = (np.arange(tiles) + 0.5) * extent / tiles - 0.5
+        cell = ((voxel - start + 0.5) * size / side - 0.5 - grid.origin) / grid.step
+        cell = np.clip(cell, 0, cells - 1)
+        weight = np.clip(1 - np.abs(cell[:, None] - np.arange(cells)), 0, None)
+        weight[(voxel < low - 0.5) | (voxel > high - 0.5)] = 0.0
+        weights.append(weight)
+        pixel = grid.origin + grid.step * np.arange(cells)
+        places.append((pixel + 0.5) * side / size - 0.5 + start)
+    heatmap = normalise((weights[0] @ map_hw @ weights[1].T).astype(np.float32)[None])[0]
+    if not heatmap.any():
+        return heatmap, ((rows - 1) / 2, (columns - 1) / 2)
+    half = grid.step * side / size / 2
+    inside_y, inside_x = (
+        (place > -0.5 - half) & (place < extent - 0.5 + half)
+        for place, extent in zip(places, (rows, columns), strict=True)
+    )
+    looking = np.where(inside_y[:, None] & inside_x, map_hw, -1.0)
+    i, j = np.unravel_index(int(np.argmax(looking)), looking.shape)
+    return heatmap, (
+        float(np.clip(places[0][i], 0, rows - 1)),
+        float(np.clip(places[1][j], 0, columns - 1)),
+    )
+
+
+def explain_slices(
+    volume: CtVolume,
+    inference: Inference,
+    predictor: Predictor,
+    slices: Sequence[int],
+    *,
+    score: Score = Score.SLICE,
+) -> tuple[KeySlice, ...]:
+    """Explain the slices asked for, whatever the spec's units.
+
+    Parameters
+    ----------
+    volume
+        The volume that `inference` is of.
+
+    Returns
+    -------
+    tuple
+        In the order of `slices`. The heatmaps cover the whole slice.
+    """
+    prediction, plan = inference.prediction, inference.plan
+    exam = predictor.input(volume)
+    units = list(slices) if plan is None else [plan.place_of(z)[0] for z in slices]
+    # a unit that shows several of the slices is encoded once
+    maps_of = {u: predictor.runtime.maps(exam.images(u, u + 1))[0] for u in dict.fromkeys(units)}
+    maps = np.stack([maps_of[u] for u in units])
+    cams = gradcam(predictor.network, inference.feat_zd, maps, slices, score, plan)
+    rows, columns = volume.hu_zyx.shape[1:]
+    out = []
+    for z, cam_hw in zip(slices, cams, strict=True):
+        heatmap_yx, peak_yx = place_on_slice(
+            cam_hw,
+            rows,
+            columns,
+            box=exam.box,
+            size=predictor.card.spec.size,
+            grid=predictor.network.encoder.grid,
+        )
+        out.append(
+            KeySlice(
+                z=z,
+                sop_instance_uid=volume.sop_instance_uids[z],
+                probability=float(prediction.slice_probability_z[z]),
+                attention=float(prediction.attention_z[z]),
+                heatmap_yx=heatmap_yx,
+                peak_yx=peak_yx,
+            )
+        )
+    return tuple(out)
+
+
 def key_slices(
     volume: CtVolume,
     inference: Inference,
@@ -109,25 +223,10 @@ def key_slices(
     Returns
     -------
     tuple
-        In anatomical order. The heatmaps cover the whole slice at the network's own grid.
+        In anatomical order. The heatmaps cover the whole slice.
     """
     prediction = inference.prediction
     slices = choose_slices(
         prediction.slice_probability_z, prediction.attention_z, volume.spacing_mm[0], count
     )
-    images = predictor.images(volume.hu_zyx[list(slices)])
-    maps_kdhw = predictor.runtime.maps(images)
-    maps = gradcam(predictor.network, inference.feat_zd, maps_kdhw, slices, score)
-    rows, columns = volume.hu_zyx.shape[1:]
-    heatmaps = [on_slice(map_hw, rows, columns) for map_hw in maps]
-    return tuple(
-        KeySlice(
-            z=z,
-            sop_instance_uid=volume.sop_instance_uids[z],
-            probability=float(prediction.slice_probability_z[z]),
-            attention=float(prediction.attention_z[z]),
-            heatmap_yx=heatmaps[i].copy(),
-            peak_yx=peak_in_voxels(heatmaps[i], rows, columns),
-        )
-        for i, z in enumerate(slices)
-    )
+    return explain_slices(volume, inference, predictor, slices, score=score)

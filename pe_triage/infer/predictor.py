@@ -17,8 +17,11 @@ from pe_triage.infer.runtime import SliceRuntime, TorchRuntime, choose_device, s
 from pe_triage.model.bundle import load_bundle
 from pe_triage.model.card import BundleCard
 from pe_triage.model.decisions import decide
+from pe_triage.model.inputs import ExamInput
 from pe_triage.model.labels import consistent_probabilities
 from pe_triage.model.network import ExamNetwork
+from pe_triage.model.outputs import attention_to_slices, to_slices
+from pe_triage.model.units import UnitPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +31,15 @@ class Inference:
     Attributes
     ----------
     feat_zd
-        float32 (slices, features), the embeddings that stage 2 saw; read-only.
+        float32 (units, features), the embeddings that stage 2 saw; read-only. Units are slices
+        for most specs.
+    plan
+        How units and slices belong together; None where units are the slices.
     """
 
     prediction: ExamPrediction
     feat_zd: NDArray[np.float32]
+    plan: UnitPlan | None = None
 
     def __post_init__(self) -> None:
         self.feat_zd.setflags(write=False)
@@ -50,7 +57,8 @@ class Predictor:
         the CPU: the same answer with and without a GPU, and cuDNN's LSTM has no backward in
         evaluation mode, which Grad-CAM needs.
     batch_size
-        Slices prepared and encoded at once; bounds the memory whatever the volume's length.
+        Units (slices, or windows of them) prepared and encoded at once; bounds the memory whatever
+        the volume's length.
     threads
         Threads of torch in this process.
 
@@ -109,25 +117,40 @@ class Predictor:
         return self._runtime
 
     def images(self, hu_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
-        """Prepare slices as the network wants them: (z, c, size, size) in [0, 1]."""
+        """Prepare single slices: (z, c, size, size) in [0, 1].
+
+        Raises
+        ------
+        ValueError
+            The spec's units are no single whole slices: `input` prepares those.
+        """
+        if not self._card.spec.is_plain_slices:
+            raise ValueError("this model's units are not single slices: use Predictor.input")
         return window_channels(hu_zyx, self._windows, self._card.spec.size)
+
+    def input(self, volume: CtVolume) -> ExamInput:
+        """Return the volume as this model's units; nothing is computed before it is asked for."""
+        return ExamInput(self._card.spec, volume.hu_zyx, volume.spacing_mm)
 
     def embed(
         self, volume: CtVolume, *, beat: Callable[[], None] | None = None
     ) -> NDArray[np.float32]:
-        """Stage 1: the embeddings (slices, features) of a volume.
+        """Stage 1: the embeddings (units, features) of a volume.
 
         Parameters
         ----------
         beat
             Called before each batch; what it raises ends the run.
         """
+        return self._embed(self.input(volume), beat)
+
+    def _embed(self, exam: ExamInput, beat: Callable[[], None] | None) -> NDArray[np.float32]:
         step = self._runtime.batch_size
         parts = []
-        for start in range(0, volume.hu_zyx.shape[0], step):
+        for start in range(0, exam.plan.units, step):
             if beat is not None:
                 beat()
-            parts.append(self._runtime.embed(self.images(volume.hu_zyx[start : start + step])))
+            parts.append(self._runtime.embed(exam.images(start, start + step)))
         return np.concatenate(parts)
 
     def predict(self, volume: CtVolume, *, beat: Callable[[], None] | None = None) -> Inference:
@@ -138,27 +161,46 @@ class Predictor:
         PermanentError
             The network's output is not a number: no answer may be made of that.
         """
-        feat_zd = self.embed(volume, beat=beat)
-        return Inference(prediction=self.conclude(feat_zd), feat_zd=feat_zd)
+        if not volume.hu_zyx.size:
+            raise PermanentError("the model needs at least one slice")
+        exam = self.input(volume)
+        feat_zd = self._embed(exam, beat)
+        plan = None if exam.plan.is_identity else exam.plan
+        return Inference(prediction=self.conclude(feat_zd, plan), feat_zd=feat_zd, plan=plan)
 
     @torch.inference_mode()
-    def conclude(self, feat_zd: NDArray[np.float32]) -> ExamPrediction:
-        """Stage 2: the prediction, given the embeddings of all slices foot to head.
+    def conclude(
+        self, feat_zd: NDArray[np.float32], plan: UnitPlan | None = None
+    ) -> ExamPrediction:
+        """Stage 2: the prediction, given the embeddings of all units foot to head.
+
+        Parameters
+        ----------
+        plan
+            How units and slices belong together; None where units are the slices.
 
         Raises
         ------
         PermanentError
             No slices, or an output that is not a number.
+        ValueError
+            The spec's units are not slices, and no plan was given.
         """
         if feat_zd.ndim != 2 or not len(feat_zd):
             raise PermanentError("the model needs at least one slice")
+        if plan is None and self._card.spec.encoder == "window":
+            raise ValueError("this model's units are not single slices: give their plan")
         with stage_two():
             logits = self._network.exam_logits(torch.from_numpy(feat_zd.copy())[None])
+            image_bz, attention_bz = logits.image_bz, logits.attention_bz
+            if plan is not None:
+                image_bz = to_slices(image_bz, plan)
+                attention_bz = attention_to_slices(attention_bz, plan)
         probabilities = consistent_probabilities(
-            logits.image_bz, logits.exam_bl, temperatures=self._card.temperatures
+            image_bz, logits.exam_bl, temperatures=self._card.temperatures
         )
         slices_z = probabilities.image_bz[0].numpy()
-        attention_z = logits.attention_bz[0].numpy()
+        attention_z = attention_bz[0].numpy()
         exam_l = probabilities.exam_bl[0].numpy()
         pe = float(probabilities.pe_b[0])
         if not all(np.isfinite(a).all() for a in (slices_z, attention_z, exam_l, pe)):

@@ -1,14 +1,15 @@
 """Stage 1 behind a port: images in, embeddings or last feature maps out.
 
-Axes: ``z`` or ``n`` images, ``c`` channels, ``h w`` rows and columns, ``d`` features. Arrays are
-NumPy's, so that a runtime without torch (ONNX Runtime, OpenVINO) can stand behind the same port.
+Axes: ``z`` or ``n`` units (slices or windows of them), ``c`` channels, ``t`` slices of a window,
+``h w`` rows and columns, ``d`` features. Arrays are NumPy's, so that a runtime without torch (ONNX
+Runtime, OpenVINO) can stand behind the same port.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,11 @@ from numpy.typing import NDArray
 
 from pe_triage.errors import ConfigurationError
 from pe_triage.model.encoders import Encoder
+
+_MOST: Final = {"cpu": 16, "cuda": 64}
+"""Units at once; on a CPU more only cost memory."""
+_BUDGET_BYTES: Final = {"cpu": 1 << 30, "cuda": 8 << 30}
+"""Activations at once, roughly: large units, such as windows of slices, come in smaller batches."""
 
 
 class SliceRuntime(Protocol):
@@ -33,11 +39,15 @@ class SliceRuntime(Protocol):
         ...
 
     def embed(self, images_zchw: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return embeddings (z, d): exactly the means of `maps` over the grid."""
+        """Return embeddings (z, d), of images (z, c, h, w) or windows (z, c, t, h, w).
+
+        They are exactly what `Encoder.embed_maps` makes of `maps`: for encoders that pool, the
+        means over the grid.
+        """
         ...
 
     def maps(self, images_nchw: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the last feature maps (n, d, h, w)."""
+        """Return the last feature maps (n, d, h, w) or (n, d, t, h, w)."""
         ...
 
 
@@ -87,12 +97,12 @@ class TorchRuntime:
     Parameters
     ----------
     encoder
-        In evaluation mode, already on `device`; its memory layout is changed to channels last,
-        which is 1.7 times as fast on CPUs.
+        In evaluation mode; moved to `device`. The memory layout of one that takes slices is changed
+        to channels last, which is 1.7 times as fast on CPUs.
     device
         Where it runs.
     batch_size
-        Images at once; on a CPU more than 16 only costs memory.
+        Units at once; None takes as many as are quick and fit a budget of memory.
     threads
         Threads of torch in this whole process; None leaves what is set.
     """
@@ -106,14 +116,17 @@ class TorchRuntime:
         threads: int | None = None,
     ) -> None:
         if batch_size is None:
-            batch_size = 16 if device.type == "cpu" else 64
+            fitting = _BUDGET_BYTES[device.type] // max(1, encoder.unit_bytes)
+            batch_size = max(1, min(_MOST[device.type], fitting))
         if batch_size < 1:
             raise ConfigurationError("batch_size: must be 1 or more")
         if threads is not None:
             if threads < 1:
                 raise ConfigurationError("threads: must be 1 or more")
             torch.set_num_threads(threads)
-        self._encoder = encoder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights = next(encoder.parameters())
+        self._layout = torch.channels_last if weights.dim() == 4 else torch.contiguous_format
+        self._encoder = encoder.to(device=device, memory_format=self._layout)  # type: ignore[call-overload]
         self._device = device
         self._batch_size = batch_size
 
@@ -131,7 +144,7 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def maps(self, images_nchw: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the last feature maps (n, d, h, w), computed in batches of `batch_size`."""
+        """Return the last feature maps, computed in batches of `batch_size`."""
         parts = [
             self._encoder.maps(batch).cpu().contiguous() for batch in self._batches(images_nchw)
         ]
@@ -142,6 +155,6 @@ class TorchRuntime:
         # torch warns of arrays that are read-only, so those are copied
         whole = torch.from_numpy(np.require(images, np.float32, ["C", "W"]))
         return [
-            part.to(device=self._device, memory_format=torch.channels_last)
+            part.to(device=self._device, memory_format=self._layout)
             for part in torch.split(whole, self._batch_size)
         ]

@@ -27,11 +27,14 @@ from pe_triage.model.bundle import save_bundle, verify_weights
 from pe_triage.model.card import BundleCard, read_card
 from pe_triage.model.decisions import THRESHOLD_KEYS
 from pe_triage.model.network import ExamNetwork
+from pe_triage.model.sequences import NormedConv1d, TemporalBlock
 from pe_triage.model.spec import ATTENTION_BILSTM, ModelSpec
 
 UNTRAINED_VERSION: Final = "1"
 SEED: Final = 20_260_101
 _CALIBRATION_SIZE: Final = 128
+_WINDOW_CALIBRATION: Final = (4, 8, 64)
+"""Windows, their slices and their size: a 3-D encoder's statistics need no more."""
 _GATE_DAMPING: Final = 1e-4
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 """Written as the time of making: the content is the same whenever it is made."""
@@ -88,7 +91,7 @@ def untrained_network(spec: ModelSpec = ATTENTION_BILSTM, seed: int = SEED) -> E
     for name, module in network.named_modules():
         _initialise(module, name, seed)
     network.double()
-    embeddings = _settle_batch_norms(network, _calibration_images(spec, seed))
+    embeddings = _settle_batch_norms(network, _calibration_units(spec, seed))
     _settle_heads(network, embeddings)
     return network.float().eval()
 
@@ -102,11 +105,21 @@ def _uniform(shape: tuple[int, ...], bound: float, name: str, seed: int) -> torc
 
 def _initialise(module: nn.Module, name: str, seed: int) -> None:
     """Draw this module's own parameters: uniform, He's variance for convolutions."""
-    is_weighted = isinstance(module, nn.Conv2d | nn.Linear | nn.LSTM)
+    convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
+    if isinstance(module, NormedConv1d):
+        bound = (6.0 / module.direction[0].numel()) ** 0.5
+        shape = tuple(module.direction.shape)
+        module.direction.copy_(_uniform(shape, bound, f"{name}.direction", seed))
+        module.length.fill_(2**0.5)  # what He's variance comes to
+        module.bias.zero_()
+        return
+    if isinstance(module, nn.BatchNorm2d) and not bool(module.weight.any()):
+        module.weight.fill_(1.0)  # timm starts residual branches at nothing
+    is_weighted = isinstance(module, convolutions | nn.Linear | nn.RNNBase)
     for key, parameter in module.named_parameters(recurse=False):
         if is_weighted and parameter.dim() > 1:
             fan_in = parameter[0].numel()
-            gain = 6.0 if isinstance(module, nn.Conv2d) else 3.0
+            gain = 6.0 if isinstance(module, convolutions) else 3.0
             if ".se." in name:  # random gates multiply: through the depth they would run away
                 gain *= _GATE_DAMPING
             bound = (gain / fan_in) ** 0.5
@@ -115,14 +128,33 @@ def _initialise(module: nn.Module, name: str, seed: int) -> None:
             parameter.zero_()
 
 
-def _calibration_images(spec: ModelSpec, seed: int) -> torch.Tensor:
-    """Make things like bodies in air under the spec's windows: (n, c, size, size) float64.
+def _calibration_units(spec: ModelSpec, seed: int) -> torch.Tensor:
+    """Make units of the calibration's images, as the spec's encoder takes them."""
+    if spec.encoder == "window":
+        units, planes, size = _WINDOW_CALIBRATION
+        images = _calibration_images(spec, seed, min(spec.size, size))
+        order = (torch.arange(units)[:, None] * 2 + torch.arange(planes)) % len(images)
+        return images[order].transpose(1, 2).contiguous()
+    flattens = bool(spec.conv_channels)  # and so has one size only
+    images = _calibration_images(
+        spec, seed, spec.size if flattens else min(spec.size, _CALIBRATION_SIZE)
+    )
+    if flattens:
+        images = images[1:4]  # at full size, so few
+    if spec.planes > 1:
+        order = (torch.arange(len(images))[:, None] + torch.arange(spec.planes)) % len(images)
+        images = images[order].transpose(1, 2).flatten(1, 2)
+    return images
+
+
+def _calibration_images(spec: ModelSpec, seed: int, size: int) -> torch.Tensor:
+    """Make things like bodies in air under the spec's windows: (n, windows, size, size) float64.
 
     An ellipse of soft tissue around two dark ones and a few bright discs, with noise from none to
     much: roughly the grey values and edges of a chest, so that what is served later lies within
     what the statistics were taken from.
     """
-    n, size = 8, min(spec.size, _CALIBRATION_SIZE)
+    n = 8
     y, x = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
     draws = _uniform((n, 8, 4), 1.0, "calibration images", seed).double().numpy()
     noise = _uniform((n, size, size), 1.0, "calibration noise", seed).double().numpy()
@@ -150,17 +182,18 @@ def _settle_batch_norms(network: ExamNetwork, images_nchw: torch.Tensor) -> torc
     """Give every batch normalisation the statistics of what reaches it, in order of passage."""
 
     def settle(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        assert isinstance(module, nn.BatchNorm2d)
+        assert isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)
         assert module.running_mean is not None
         assert module.running_var is not None
         x = inputs[0]
-        module.running_mean.copy_(_round(x.mean(dim=(0, 2, 3))))
-        module.running_var.copy_(_round(x.var(dim=(0, 2, 3), unbiased=False).clamp(min=1e-3)))
+        axes = (0, *range(2, x.dim()))
+        module.running_mean.copy_(_round(x.mean(dim=axes)))
+        module.running_var.copy_(_round(x.var(dim=axes, unbiased=False).clamp(min=1e-3)))
 
     hooks = [
         module.register_forward_pre_hook(settle)
         for module in network.modules()
-        if isinstance(module, nn.BatchNorm2d)
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)
     ]
     try:
         with torch.no_grad():
@@ -184,9 +217,25 @@ def _settle_heads(network: ExamNetwork, feat_nd: torch.Tensor) -> None:
         head.bias.copy_(_round(-(head.weight @ mean_d)))
     if network.stage2 is None:
         return
-    lstm = network.stage2.sequence.lstm
+    # what neighbours put beside a unit's own features: as much again, or differences around zero
+    beside = {"none": [], "concatenate": [mean_d] * 2, "differences": [mean_d * 0] * 2}
+    mean_d = torch.cat([mean_d, *beside[network.spec.neighbours]])
+    sequence = network.stage2.sequence
+    if network.spec.sequence == "tcn":
+        block = sequence.tcn.levels[0]
+        assert isinstance(block, TemporalBlock)
+        block.first.length.mul_(gain)
+        block.first.bias.copy_(_round(-(block.first.weight.sum(dim=2) @ mean_d)))
+        if block.side is not None:
+            block.side.weight.mul_(gain)
+            assert block.side.bias is not None
+            block.side.bias.copy_(_round(-(block.side.weight[:, :, 0] @ mean_d)))
+        return
     for key in ("l0", "l0_reverse"):
-        weight, bias = getattr(lstm, f"weight_ih_{key}"), getattr(lstm, f"bias_ih_{key}")
+        if not hasattr(sequence.recurrent, f"weight_ih_{key}"):
+            continue  # one direction only
+        weight = getattr(sequence.recurrent, f"weight_ih_{key}")
+        bias = getattr(sequence.recurrent, f"bias_ih_{key}")
         weight.mul_(gain)
         bias.copy_(_round(-(weight @ mean_d)))
 

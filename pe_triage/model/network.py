@@ -96,7 +96,7 @@ class SequenceStage(nn.Module):
         self.sequence = SequenceModel(spec, width)
         self.pooling = make_pooling(spec, self.sequence.dim)
         self.image_head = nn.Linear(self.sequence.dim, spec.outputs_per_unit)
-        self.exam_head = nn.Linear(int(self.pooling.dim), len(EXAM_LABELS))
+        self.exam_head = nn.Linear(self.pooling.dim, len(EXAM_LABELS))
 
     def forward(self, feat_bzd: Tensor, mask_bz: Tensor | None = None) -> ExamLogits:
         """Return the logits of exams from the embeddings of their units."""

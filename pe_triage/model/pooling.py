@@ -1,8 +1,8 @@
 """How ĥ of all units become the exam's features z, and what each unit's attention is.
 
-Axes: ``b`` exams, ``z`` units, ``d`` features, ``l`` the nine labels. Every pooling returns features
-that the exam head reads, (b, d) or (b, l, d), and an attention (b, z) that is non-negative and sums
-to 1 over an exam's units; what stands in for it where a pooling has none is said there.
+Axes: ``b`` exams, ``z`` units, ``d`` features, ``l`` the nine labels. Every pooling returns
+features that the exam head reads, (b, d) or (b, l, d), and an attention (b, z) that is non-negative
+and sums to 1 over an exam's units; what stands in for it where a pooling has none is said there.
 
 Source of the attention: Ilse, Tomczak and Welling (2018), as the default's seed paper uses it.
 """
@@ -16,7 +16,14 @@ from pe_triage.domain import EXAM_LABELS
 from pe_triage.model.specification import ModelSpec
 
 
-class AttentionPooling(nn.Module):
+class Pooling(nn.Module):
+    """What every pooling says of itself."""
+
+    dim: int
+    """Features that the exam head reads."""
+
+
+class AttentionPooling(Pooling):
     """z = Σ a_k ĥ_k with a = softmax_k(wᵀ tanh(V ĥ_kᵀ))."""
 
     def __init__(self, dim: int, attention_dim: int) -> None:
@@ -34,7 +41,7 @@ class AttentionPooling(nn.Module):
         return torch.einsum("bz,bzd->bd", a_bz, h_bzd), a_bz
 
 
-class MeanPooling(nn.Module):
+class MeanPooling(Pooling):
     """z = mean ĥ_k; every slice's attention is the same."""
 
     def __init__(self, dim: int) -> None:
@@ -50,7 +57,7 @@ class MeanPooling(nn.Module):
         return torch.einsum("bz,bzd->bd", a_bz, h_bzd), a_bz
 
 
-class MaxPooling(nn.Module):
+class MaxPooling(Pooling):
     """z = max over slices of each feature; a slice's attention is its share of the maxima."""
 
     def __init__(self, dim: int) -> None:
@@ -67,7 +74,7 @@ class MaxPooling(nn.Module):
         return z_bd, a_bz
 
 
-class AttentionMaxPooling(nn.Module):
+class AttentionMaxPooling(Pooling):
     """z = attention's sum beside the maximum; the attention shown is the mean of both ones'."""
 
     def __init__(self, dim: int, attention_dim: int) -> None:
@@ -83,7 +90,7 @@ class AttentionMaxPooling(nn.Module):
         return torch.cat([seen_bd, top_bd], dim=1), (a_bz + share_bz) / 2
 
 
-class LabelAttentionMaxPooling(nn.Module):
+class LabelAttentionMaxPooling(Pooling):
     """Each label attends by itself, beside the maximum that all share.
 
     The attention shown is half the mean of the nine labels', half the share of the maxima.
@@ -108,13 +115,16 @@ class LabelAttentionMaxPooling(nn.Module):
         return torch.cat([seen_bld, top_bld], dim=2), (a_bzl.mean(dim=2) + share_bz) / 2
 
 
-def make_pooling(spec: ModelSpec, dim: int) -> nn.Module:
+def make_pooling(spec: ModelSpec, dim: int) -> Pooling:
     """Build the pooling that the spec names, over features of length `dim`."""
-    if spec.pooling in ("mean", "max"):
-        return (MeanPooling if spec.pooling == "mean" else MaxPooling)(dim)
-    kinds: dict[str, type[nn.Module]] = {
+    if spec.pooling == "mean":
+        return MeanPooling(dim)
+    if spec.pooling == "max":
+        return MaxPooling(dim)
+    attending = {
         "attention": AttentionPooling,
         "attention+max": AttentionMaxPooling,
         "label-attention+max": LabelAttentionMaxPooling,
     }
-    return kinds[spec.pooling](dim, spec.attention_dim)
+    pooling: Pooling = attending[spec.pooling](dim, spec.attention_dim)
+    return pooling

@@ -57,7 +57,8 @@ class SequenceModel(nn.Module):
         AttributeError
             The sequence model is a TCN.
         """
-        network: nn.RNNBase = self.lstm if "lstm" in self._kind else self.gru
+        network = self.lstm if "lstm" in self._kind else self.gru
+        assert isinstance(network, nn.RNNBase)
         return network
 
     def _recur(self, feat_bzd: Tensor, mask_bz: Tensor | None) -> Tensor:
@@ -129,11 +130,16 @@ class NormedConv1d(nn.Module):
         self.length = nn.Parameter(self.direction.detach().norm(dim=(1, 2)))
         self.bias = nn.Parameter(torch.zeros(width))
 
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, (out, in, taps)."""
+        norm = self.direction.norm(dim=(1, 2), keepdim=True)
+        kernel: Tensor = self.direction * (self.length[:, None, None] / norm)
+        return kernel
+
     def forward(self, x_bdz: Tensor) -> Tensor:
         """Convolve without padding."""
-        norm = self.direction.norm(dim=(1, 2), keepdim=True)
-        weight = self.direction * (self.length[:, None, None] / norm)
-        return functional.conv1d(x_bdz, weight, self.bias, dilation=self._dilation)
+        return functional.conv1d(x_bdz, self.weight, self.bias, dilation=self._dilation)
 
 
 def with_neighbours(feat_bzd: Tensor, kind: str, mask_bz: Tensor | None = None) -> Tensor:
