@@ -18,7 +18,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pe_triage.errors import InputError
-from pe_triage.phantom import PRESETS, find_preset, generate_study, write_study
+from pe_triage.phantom import (
+    DIALECTS,
+    PRESETS,
+    dialect_for,
+    find_preset,
+    generate_study,
+    write_study,
+)
 
 _SYNTAXES: dict[str, UID] = {
     "explicit": ExplicitVRLittleEndian,
@@ -64,9 +71,15 @@ _SYNTAXES: dict[str, UID] = {
 @click.option(
     "--transfer-syntax",
     type=click.Choice(tuple(_SYNTAXES)),
-    default="explicit",
+    default=None,
+    help="Encoding of the files; all are lossless.  [default: the dialect's; explicit for plain]",
+)
+@click.option(
+    "--dialect",
+    type=click.Choice((*DIALECTS, "mixed")),
+    default="plain",
     show_default=True,
-    help="Encoding of the files; all are lossless.",
+    help="Header habits of a vendor, with invented values; mixed: one of them for each study.",
 )
 @click.option("--no-mask", is_flag=True, help="Leave out the clot mask (NIfTI).")
 def phantom(
@@ -78,7 +91,8 @@ def phantom(
     spacing_mm: float,
     thickness_mm: float | None,
     slices: int | None,
-    transfer_syntax: str,
+    transfer_syntax: str | None,
+    dialect: str,
     no_mask: bool,
 ) -> None:
     """Write synthetic CTPA studies and their ground truth.
@@ -102,7 +116,11 @@ def phantom(
                 n_slices=slices,
             )
             written = write_study(
-                study, out_dir, transfer_syntax=_SYNTAXES[transfer_syntax], mask=not no_mask
+                study,
+                out_dir,
+                transfer_syntax=None if transfer_syntax is None else _SYNTAXES[transfer_syntax],
+                dialect=dialect_for(seed + k) if dialect == "mixed" else DIALECTS[dialect],
+                mask=not no_mask,
             )
             labels = ", ".join(name for name, value in study.exam.items() if value)
             click.echo(f"{written.study_uid}  seed {seed + k}  {labels}")
