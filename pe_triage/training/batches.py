@@ -23,7 +23,7 @@ from pe_triage.model.schedule import Schedule
 from pe_triage.model.spec import ModelSpec
 from pe_triage.training.augment import Augmentation
 from pe_triage.training.cache import CachedExam
-from pe_triage.training.inputs import unit_truth, units_of
+from pe_triage.training.inputs import planes_of, read_units, truth_of_units
 from pe_triage.training.seeding import numpy_at
 
 
@@ -46,8 +46,11 @@ class BagBatch(NamedTuple):
 
     feat_bud: Tensor
     mask_bu: Tensor
-    image_bo: Tensor
-    output_mask_bo: Tensor
+    tap_bzk: Tensor
+    weight_bzk: Tensor
+    """A slice's logit is the weighted sum of these outputs, as in `model.outputs.to_slices`."""
+    image_bz: Tensor
+    mask_bz: Tensor
     exam_bl: Tensor
 
 
@@ -80,7 +83,7 @@ class UnitPlan:
         max_steps: int = 0,
     ) -> UnitPlan:
         """Plan an epoch: each exam once, or (``batch_of: units``) as many units as there are."""
-        units = sum(len(units_of(spec, exam.slices)) for exam in exams)
+        units = sum(exam.plan(spec).units for exam in exams)
         if schedule.batch_of == "units":
             plan = (schedule.batch, 1, max(1, units // schedule.batch))
         else:
@@ -167,13 +170,11 @@ class UnitDataset(Dataset[UnitBatch]):
         exam = self._exams[self._order[step, slot]]
         rng = numpy_at(*self._place, step, slot)
         n = self._plan.units_per_exam
-        units_up = units_of(self._spec, exam.slices)
-        truth_uo = unit_truth(self._spec, exam.image_pe_z, units_up)
+        plan = exam.plan(self._spec)
+        truth_uo = truth_of_units(self._spec, plan, exam.image_pe_z)
         positive_u: NDArray[np.bool_] = truth_uo.max(axis=1) > 0
         u_n = _draw_units(rng, positive_u, n, balanced=self._plan.balanced)
-        z_np = units_up[u_n]
-        needed, back = np.unique(z_np, return_inverse=True)
-        hu = exam.read_at(needed.tolist())[back.reshape(z_np.shape)]
+        hu = read_units(exam, planes_of(self._spec, plan)[u_n])
         numbers = (
             self._augmentation.draw(rng, n)
             if self._augmentation is not None
@@ -272,20 +273,26 @@ def collate_bags(feats: Sequence[Tensor], exams: Sequence[CachedExam], spec: Mod
     """Pad exams of unequal length at the end; no exams give an empty batch."""
     if not exams:
         none = torch.zeros(0, 1)
-        return BagBatch(torch.zeros(0, 1, 1), none.bool(), none, none.bool(), torch.zeros(0, 9))
-    longest, outputs = max(len(feat) for feat in feats), spec.outputs_per_unit
-    feat_bud = torch.zeros(len(feats), longest, feats[0].shape[1])
-    mask_bu = torch.zeros(len(feats), longest, dtype=torch.bool)
-    image_bo = torch.zeros(len(feats), longest * outputs)
-    for row, (feat, exam) in enumerate(zip(feats, exams, strict=True)):
-        truth_uo = unit_truth(spec, exam.image_pe_z, units_of(spec, exam.slices))
+        return BagBatch(
+            torch.zeros(0, 1, 1), none.bool(), none[..., None].long(), none[..., None], none,
+            none.bool(), torch.zeros(0, 9),
+        )  # fmt: skip
+    plans = [exam.plan(spec) for exam in exams]
+    slices = max(exam.slices for exam in exams)
+    taps = max(plan.tap_zk.shape[1] for plan in plans)
+    feat_bud = torch.zeros(len(feats), max(len(feat) for feat in feats), feats[0].shape[1])
+    mask_bu = torch.zeros(feat_bud.shape[:2], dtype=torch.bool)
+    tap_bzk = torch.zeros(len(feats), slices, taps, dtype=torch.int64)
+    weight_bzk = torch.zeros(len(feats), slices, taps)
+    image_bz = torch.zeros(len(feats), slices)
+    mask_bz = torch.zeros(len(feats), slices, dtype=torch.bool)
+    for row, (feat, exam, plan) in enumerate(zip(feats, exams, plans, strict=True)):
         feat_bud[row, : len(feat)] = feat
         mask_bu[row, : len(feat)] = True
-        image_bo[row, : truth_uo.size] = torch.from_numpy(truth_uo.ravel())
-    return BagBatch(
-        feat_bud=feat_bud,
-        mask_bu=mask_bu,
-        image_bo=image_bo,
-        output_mask_bo=mask_bu.repeat_interleave(outputs, dim=1),
-        exam_bl=torch.from_numpy(np.stack([exam.exam_l for exam in exams])),
-    )
+        width = plan.tap_zk.shape[1]
+        tap_bzk[row, : exam.slices, :width] = torch.from_numpy(plan.tap_zk.copy())
+        weight_bzk[row, : exam.slices, :width] = torch.from_numpy(plan.weight_zk.copy())
+        image_bz[row, : exam.slices] = torch.from_numpy(exam.image_pe_z.astype(np.float32))
+        mask_bz[row, : exam.slices] = True
+    exam_bl = torch.from_numpy(np.stack([exam.exam_l for exam in exams]))
+    return BagBatch(feat_bud, mask_bu, tap_bzk, weight_bzk, image_bz, mask_bz, exam_bl)

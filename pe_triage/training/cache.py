@@ -7,10 +7,10 @@ written by any number of processes without a lock. Tar shards (webdataset) give 
 LMDB needs one writer and a size foretold, Zarr and HDF5 bring chunk caches that fight with forked
 loaders. It is not compressed: the planned 1.8 million slices take about 235 GB at 256 x 256.
 
-What is stored is the window-independent part of what serving does (`imaging.windows`): Hounsfield
-units padded to a square and resampled to the spec's size, in anatomical order, rounded to whole
-units (an error of at most 0.5 HU, 0.00125 of the narrowest window). Windows are applied when a
-batch is used, so one cache serves every spec of its size.
+What is stored is the window-independent part of what serving does (`model.inputs`): planes of
+Hounsfield units in anatomical order at the spec's size, lungs cut out where the spec says so,
+rounded to whole units (an error of at most 0.5 HU, 0.00125 of the narrowest window). Windows are
+applied when a batch is used, so one cache serves every spec that is prepared alike.
 
 No patient's identifier is stored: `patient_key` is a digest that tells patients apart, no more.
 """
@@ -25,6 +25,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,14 +36,15 @@ from safetensors.numpy import save_file
 
 from pe_triage.domain import EXAM_LABELS
 from pe_triage.errors import InputError
-from pe_triage.imaging.windows import resize_slices
 from pe_triage.model.card import RESIZE
+from pe_triage.model.inputs import ExamInput
 from pe_triage.model.spec import ModelSpec
+from pe_triage.model.units import UnitPlan, plan_units
 from pe_triage.training.problems import Problem, enforce_policy
 from pe_triage.training.rspect import RspectExam
 from pe_triage.training.volumes import BadExamError, load_exam
 
-FORMAT: Final = "pe-triage-cache/1"
+FORMAT: Final = "pe-triage-cache/2"
 INDEX_NAME: Final = "index.json"
 _SLAB: Final = 32
 _TENSORS: Final = ("hu_zyx", "image_pe_z", "exam_l")
@@ -64,6 +66,10 @@ class CachedExam:
         Scanner, kernel, thickness and spacing, for subgroups.
     sha256
         Of the pixels.
+    planes
+        How many are stored: the slices, or a resampling of them (`model.units`).
+    spacing_z_mm
+        Distance of the source's slices.
     """
 
     study_uid: str
@@ -74,6 +80,8 @@ class CachedExam:
     quality_control: bool
     facts: Mapping[str, Any]
     sha256: str
+    planes: int
+    spacing_z_mm: float
 
     def __post_init__(self) -> None:
         self.image_pe_z.setflags(write=False)
@@ -89,17 +97,26 @@ class CachedExam:
         """Whether the exam shows PE."""
         return not self.exam_l[:2].any()
 
+    def plan(self, spec: ModelSpec) -> UnitPlan:
+        """Return the exam's units under a spec that the cache was built for."""
+        return _plan(spec, self.slices, self.spacing_z_mm)
+
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.int16]:
-        """Hounsfield units (slices, size, size) of a run of slices."""
+        """Hounsfield units (planes, size, size) of a run of planes."""
         with safe_open(self.path, framework="numpy") as file:
-            hu_zyx: NDArray[np.int16] = file.get_slice("hu_zyx")[start : stop or self.slices]
+            hu_zyx: NDArray[np.int16] = file.get_slice("hu_zyx")[start : stop or self.planes]
         return hu_zyx
 
     def read_at(self, z_n: Sequence[int]) -> NDArray[np.int16]:
-        """Hounsfield units (n, size, size) of the slices `z_n`; repeats are allowed."""
+        """Hounsfield units (n, size, size) of the planes `z_n`; repeats are allowed."""
         with safe_open(self.path, framework="numpy") as file:
             hu = file.get_slice("hu_zyx")
             return np.concatenate([hu[z : z + 1] for z in z_n])
+
+
+@lru_cache(maxsize=4096)
+def _plan(spec: ModelSpec, slices: int, spacing_z_mm: float) -> UnitPlan:
+    return plan_units(spec, slices, spacing_z_mm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,10 +173,6 @@ def build_cache(
     InputError
         Nothing usable, a directory that cannot be written, or a bad exam under ``fail``.
     """
-    if spec.slice_mm or spec.lung != "none":
-        raise InputError(
-            f"spec {spec.name} resamples slices or looks for the lungs; its training is not written"
-        )
     directory = cache_directory(root, spec)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -239,10 +252,13 @@ def _build_one(exam: RspectExam, directory: Path, spec: ModelSpec) -> CachedExam
 def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedExam:
     loaded = load_exam(exam)
     volume = loaded.volume
-    hu_zyx = np.empty((len(volume.hu_zyx), spec.size, spec.size), dtype=np.int16)
-    for z in range(0, len(hu_zyx), _SLAB):
-        resized = resize_slices(volume.hu_zyx[z : z + _SLAB], spec.size)
-        hu_zyx[z : z + _SLAB] = np.rint(resized).astype(np.int16)
+    source_input = ExamInput(spec, volume.hu_zyx, volume.spacing_mm)
+    planes = source_input.plan.planes
+    hu_zyx = np.empty((planes, spec.size, spec.size), dtype=np.int16)
+    for start in range(0, planes, _SLAB):
+        stop = min(start + _SLAB, planes)
+        hu = np.rint(source_input.planes_hu(start, stop))
+        hu_zyx[start:stop] = np.clip(hu, -32768, 32767).astype(np.int16)
     # Without an identifier in the headers each study is taken for a patient of its own.
     identity = f"patient|{loaded.patient_id}" if loaded.patient_id else f"study|{exam.study_uid}"
     facts = loaded.facts
@@ -258,6 +274,8 @@ def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedE
         "source": source,
         "patient_key": hashlib.sha256(identity.encode()).hexdigest()[:32],
         "quality_control": volume.quality_control,
+        "spacing_z_mm": volume.spacing_mm[0],
+        "planes": planes,
         "sop_instance_uids": list(volume.sop_instance_uids),
         "sha256": _content(hu_zyx),
         "content": _content(*(tensors[name] for name in _TENSORS)),
@@ -266,6 +284,7 @@ def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedE
             "model_name": facts.model_name,
             "kernel": list(facts.kernel),
             "slice_thickness_mm": facts.slice_thickness_mm,
+            "lungs_found": source_input.lungs_found,
             "spacing_mm": [round(value, 4) for value in volume.spacing_mm],
         },
     }
@@ -302,6 +321,8 @@ def _open(path: Path) -> tuple[CachedExam, str] | None:
         exam_l=exam_l,
         patient_key=header["patient_key"],
         quality_control=header["quality_control"],
+        planes=header["planes"],
+        spacing_z_mm=header["spacing_z_mm"],
         facts=header["facts"],
         sha256=header["sha256"],
     )

@@ -22,6 +22,7 @@ from pe_triage.model.bundle import save_bundle
 from pe_triage.model.card import BundleCard
 from pe_triage.model.decisions import THRESHOLD_KEYS
 from pe_triage.model.network import ExamNetwork
+from pe_triage.model.pretrained import load_pretrained
 from pe_triage.model.spec import ModelSpec
 from pe_triage.training.batches import BagDataset, UnitDataset, UnitPlan
 from pe_triage.training.cache import CachedExam, ShardCache
@@ -34,7 +35,6 @@ from pe_triage.training.loop import (
     precision_of,
     run_stage,
 )
-from pe_triage.training.pretrained import load_pretrained
 from pe_triage.training.reporting import Reporter
 from pe_triage.training.seeding import numpy_at, seed_torch
 from pe_triage.training.settings import TrainSettings
@@ -129,9 +129,8 @@ def fit(
     if run.pretrained is not None:
         loaded = load_pretrained(network.encoder, run.pretrained)
         reporter.say(
-            f"{run.pretrained.name}: {loaded.tensors} tensors taken, "
-            f"{len(loaded.adapted)} adapted, {len(loaded.without)} missing, "
-            f"{len(loaded.unused)} not used"
+            f"{run.pretrained.name}: {loaded.loaded} tensors taken, "
+            f"{len(loaded.adapted)} adapted, {len(loaded.ignored)} not used"
         )
     first, second = _share_out(run)
     one = _stage_one(run, network, first, world)

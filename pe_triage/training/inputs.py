@@ -1,10 +1,12 @@
 """From cached Hounsfield units to what an encoder takes, on the device where training runs.
 
-The counterpart, on tensors, of what serving does on arrays with `imaging.windows`; a test holds the
-two together.
+The counterpart, on tensors, of `model.inputs.unit_images`, which serves; a test holds the two
+together.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,43 +15,43 @@ from torch import Tensor
 
 from pe_triage.model.network import ExamNetwork
 from pe_triage.model.spec import ModelSpec
+from pe_triage.model.units import UnitPlan
 from pe_triage.training.cache import CachedExam
 
+BEYOND_HU: Final = -32768
+"""Fills a window of planes beyond the head: every window of Hounsfield units makes zero of it."""
 
-def units_of(spec: ModelSpec, slices: int) -> NDArray[np.int64]:
-    """Slices that each unit of an exam is made of.
 
-    Returns
-    -------
-    ndarray
-        (units, planes), foot to head. For an encoder of slices one unit for each slice, with its
-        neighbours; beyond the ends the last slice is repeated. For one of windows a window every
-        `window_step` slices from the foot, the last one moved back so that it ends at the head.
+def planes_of(spec: ModelSpec, plan: UnitPlan) -> NDArray[np.int64]:
+    """Planes that each unit is made of, (units, planes of a unit); -1 beyond the head.
+
+    A unit of one slice has its neighbours too; beyond the ends the last plane is repeated.
     """
     if spec.encoder == "window":
-        length = spec.window_slices
-        last = max(0, slices - length)
-        starts = [*range(0, last, spec.window_step), last]
-        rows = np.array(starts, dtype=np.int64)[:, None] + np.arange(length)
-    else:
-        reach = spec.planes // 2
-        rows = np.arange(slices, dtype=np.int64)[:, None] + np.arange(-reach, reach + 1)
-    units_up: NDArray[np.int64] = np.clip(rows, 0, slices - 1)
-    return units_up
+        rows: NDArray[np.int64] = plan.start_u[:, None] + np.arange(plan.length)
+        return np.where(rows < plan.planes, rows, -1)
+    half = spec.planes // 2
+    at: NDArray[np.int64] = np.clip(
+        plan.start_u[:, None] + np.arange(-half, half + 1), 0, plan.planes - 1
+    )
+    return at
 
 
-def unit_truth(
-    spec: ModelSpec, image_pe_z: NDArray[np.uint8], units_up: NDArray[np.int64]
+def truth_of_units(
+    spec: ModelSpec, plan: UnitPlan, image_pe_z: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """Return the image label of each output, (units, outputs): a window has PE if a slice has."""
-    if spec.encoder != "window":
-        truth = image_pe_z[units_up[:, units_up.shape[1] // 2]][:, None]
-    elif spec.image_outputs == "slices":
-        truth = image_pe_z[units_up]
-    else:
-        truth = image_pe_z[units_up].max(axis=1, keepdims=True)
-    labels: NDArray[np.float32] = truth.astype(np.float32)
-    return labels
+    """Return the image label of each unit's outputs, (units, outputs of a unit)."""
+    truth: NDArray[np.float32] = plan.truth_of_outputs(image_pe_z).astype(np.float32)
+    return truth.reshape(plan.units, spec.outputs_per_unit)
+
+
+def read_units(exam: CachedExam, planes_np: NDArray[np.int64]) -> NDArray[np.int16]:
+    """Read units (n, planes, rows, columns), each plane once."""
+    needed, back = np.unique(planes_np[planes_np >= 0], return_inverse=True)
+    hu_pyx = exam.read_at(needed.tolist())
+    out = np.full((*planes_np.shape, *hu_pyx.shape[1:]), BEYOND_HU, dtype=np.int16)
+    out[planes_np >= 0] = hu_pyx[back]
+    return out
 
 
 def windowed(spec: ModelSpec, hu_npyx: Tensor) -> Tensor:
@@ -58,15 +60,17 @@ def windowed(spec: ModelSpec, hu_npyx: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (n, planes × windows, rows, columns), planes first; or, for an encoder of windows of
+        (n, windows * planes, rows, columns), windows first; or, for an encoder of windows of
         slices, (n, windows, slices, rows, columns).
     """
-    channels = [
-        ((hu_npyx - (level - width / 2)) * (1 / width)).clamp(0, 1) for level, width in spec.windows
-    ]
-    if spec.encoder == "window":
-        return torch.stack(channels, dim=1)
-    return torch.stack(channels, dim=2).flatten(1, 2)
+    channels = torch.stack(
+        [
+            ((hu_npyx - (level - width / 2)) * (1 / width)).clamp(0, 1)
+            for level, width in spec.windows
+        ],
+        dim=1,
+    )
+    return channels if spec.encoder == "window" else channels.flatten(1, 2)
 
 
 @torch.inference_mode()
@@ -80,13 +84,14 @@ def embed_exam(
     network
         In evaluation mode.
     planes
-        Slices that one pass takes, neighbours counted.
+        Planes that one pass takes, neighbours counted.
     """
-    hu_zyx = exam.read()
-    units_up = units_of(network.spec, exam.slices)
-    step = max(1, planes // units_up.shape[1])
+    spec = network.spec
+    planes_up = planes_of(spec, exam.plan(spec))
+    step = max(1, planes // planes_up.shape[1])
     parts = []
-    for start in range(0, len(units_up), step):
-        hu = torch.from_numpy(hu_zyx[units_up[start : start + step]]).to(device).float()
-        parts.append(network.encoder(windowed(network.spec, hu)).float().cpu())
+    for start in range(0, len(planes_up), step):
+        hu = torch.from_numpy(read_units(exam, planes_up[start : start + step]))
+        images = windowed(spec, hu.to(device).float())
+        parts.append(network.encoder(images).float().cpu())
     return torch.cat(parts)

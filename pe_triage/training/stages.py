@@ -80,18 +80,14 @@ class StageTwo(nn.Module):
             batch.feat_bud.device.type, self._precision, enabled=self._precision != torch.float32
         ):
             logits = self.stage2(batch.feat_bud, batch.mask_bu)
-        said = consistent_probabilities(
-            logits.image_bz.float(), logits.exam_bl.float(), mask_bz=batch.output_mask_bo
-        )
-        image_bz = said.image_bz.detach() if self._kind == "exam" else said.image_bz
-        loss = challenge_loss(
-            image_bz, said.exam_bl, batch.image_bo, batch.exam_bl, batch.output_mask_bo
-        )
-        if self._kind == "exam":
-            nowhere = torch.zeros_like(batch.image_bo)
-            loss = challenge_loss(
-                image_bz, said.exam_bl, nowhere, batch.exam_bl, batch.output_mask_bo
-            )
+        image_bo = logits.image_bz.float()
+        rows = torch.arange(len(image_bo), device=image_bo.device)[:, None, None]
+        image_bz = (image_bo[rows, batch.tap_bzk] * batch.weight_bzk).sum(dim=2)
+        said = consistent_probabilities(image_bz, logits.exam_bl.float(), mask_bz=batch.mask_bz)
+        truth_bz, p_bz = batch.image_bz, said.image_bz
+        if self._kind == "exam":  # no image weighs where none is positive
+            truth_bz, p_bz = torch.zeros_like(truth_bz), p_bz.detach()
+        loss = challenge_loss(p_bz, said.exam_bl, truth_bz, batch.exam_bl, batch.mask_bz)
         return torch.stack(loss)
 
 

@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from pe_triage.model.outputs import to_slices
 from pe_triage.model.schedule import Schedule
 from pe_triage.model.spec import ATTENTION_BILSTM, SPECS
+from pe_triage.model.units import plan_units
 from pe_triage.training.augment import COLUMNS, Augmentation, augment
-from pe_triage.training.batches import UnitDataset, UnitPlan, _draw_units, _importance
+from pe_triage.training.batches import (
+    UnitDataset,
+    UnitPlan,
+    _draw_units,
+    _importance,
+    collate_bags,
+)
 from pe_triage.training.cache import ShardCache, build_cache
-from pe_triage.training.inputs import unit_truth, units_of, windowed
+from pe_triage.training.inputs import BEYOND_HU, planes_of, truth_of_units, windowed
 from pe_triage.training.rspect import read_rspect
 from pe_triage.training.seeding import numpy_at, seed_of
 from tests.support.rspect import small_tree
@@ -112,24 +120,38 @@ def test_drawn_numbers_stay_in_range_and_nothing_is_mirrored() -> None:
 
 def test_windows_of_slices_cover_the_exam() -> None:
     spec = SPECS["r3d18-lstm"].reduced(32, hidden=8, window=4)
-    units = units_of(spec, 11)
-    assert units.shape[1] == 4
-    assert set(units.ravel().tolist()) == set(range(11))
+    plan = plan_units(spec, 11, 2.0)
+    planes = planes_of(spec, plan)
+    assert planes.shape == (plan.units, 4)
+    assert set(planes.ravel().tolist()) - {-1} == set(range(11))
     pe = np.zeros(11, dtype=np.uint8)
     pe[5] = 1
-    truth = unit_truth(spec, pe, units)
-    assert truth.shape == (len(units), spec.outputs_per_unit)
-    assert truth.any(axis=1).tolist() == [5 in u for u in units.tolist()]
-    assert units_of(spec, 2).max() == 1
-    assert windowed(spec, torch.zeros(2, 4, 8, 8)).shape == (2, len(spec.windows), 4, 8, 8)
+    truth = truth_of_units(spec, plan, pe)
+    assert truth.shape == (plan.units, spec.outputs_per_unit)
+    assert truth.any(axis=1).tolist() == [5 in u for u in planes.tolist()]
+    assert not windowed(spec, torch.full((1, 4, 8, 8), float(BEYOND_HU))).any()
 
 
 def test_neighbours_are_channels() -> None:
     spec = SPECS["rsna-first"]
-    units = units_of(spec, 5)
-    assert units.tolist()[0] == [0, 0, 1]
-    assert units.tolist()[4] == [3, 4, 4]
+    planes = planes_of(spec, plan_units(spec, 5, 2.0))
+    assert planes.tolist()[0] == [0, 0, 1]
+    assert planes.tolist()[4] == [3, 4, 4]
     assert windowed(spec, torch.zeros(1, 3, 8, 8)).shape == (1, spec.channels, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["r3d18-lstm", "multitask-r3d18-tcn"])
+def test_logits_of_windows_reach_the_slices_as_in_serving(cache: ShardCache, name: str) -> None:
+    spec = SPECS[name].reduced(32, hidden=8, window=4)
+    feats = [torch.randn(exam.plan(spec).units, 5) for exam in cache.exams[:2]]
+    bags = collate_bags(feats, cache.exams[:2], spec)
+    outputs = torch.randn(2, bags.mask_bu.shape[1] * spec.outputs_per_unit)
+    rows = torch.arange(2)[:, None, None]
+    ours = (outputs[rows, bags.tap_bzk] * bags.weight_bzk).sum(dim=2)
+    for row, exam in enumerate(cache.exams[:2]):
+        plan = exam.plan(spec)
+        served = to_slices(outputs[row : row + 1, : plan.outputs], plan)
+        torch.testing.assert_close(ours[row, : exam.slices], served[0])
 
 
 def test_seeds_differ_by_place() -> None:

@@ -10,15 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from pe_triage.errors import InputError
-from pe_triage.imaging.windows import RSPECT_WINDOWS, window_channels
-from pe_triage.model.network import ExamNetwork
-from pe_triage.model.spec import ATTENTION_BILSTM
+from pe_triage.model.inputs import ExamInput
+from pe_triage.model.spec import ATTENTION_BILSTM, SPECS
 from pe_triage.training.cache import CachedExam, ShardCache, build_cache, verify_cache
-from pe_triage.training.inputs import windowed
-from pe_triage.training.pretrained import adapt_channels, load_pretrained
+from pe_triage.training.inputs import planes_of, read_units, windowed
 from pe_triage.training.rspect import read_rspect
 from pe_triage.training.splits import read_split, split_by_patient
 from pe_triage.training.volumes import load_exam
@@ -37,18 +34,31 @@ def cache(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardCache:
     return build_cache(read_rspect(tree).exams, tmp_path_factory.mktemp("shards"), SPEC)
 
 
-@pytest.mark.parametrize("size", [32, 64, 96])
-def test_what_training_sees_is_what_serving_sees(tree: Path, tmp_path: Path, size: int) -> None:
+SPECS_TO_SEE = {
+    "plain slices, shrunk": SPEC,
+    "plain slices, as they are": SPEC.reduced(64),
+    "plain slices, enlarged": SPEC.reduced(96),
+    "neighbours": SPECS["rsna-first"].reduced(32),
+    "windows of slices, lung mask": SPECS["r3d18-lstm"].reduced(32, window=4),
+    "resampled along z, lungs' box": SPECS["multitask-r3d18-tcn"].reduced(32, window=4),
+}
+
+
+@pytest.mark.parametrize("which", SPECS_TO_SEE)
+def test_what_training_sees_is_what_serving_sees(tree: Path, tmp_path: Path, which: str) -> None:
     """But for rounding to whole Hounsfield units: half of one in the narrowest window."""
     exam = read_rspect(tree).exams[0]
-    spec = SPEC.reduced(size)
+    spec = SPECS_TO_SEE[which]
     cached = build_cache([exam], tmp_path, spec).exams[0]
-    hu = torch.from_numpy(cached.read()).float()[:, None]
-    served = window_channels(load_exam(exam).volume.hu_zyx, RSPECT_WINDOWS, size)
+    plan = cached.plan(spec)
+    hu = torch.from_numpy(read_units(cached, planes_of(spec, plan))).float()
+    volume = load_exam(exam).volume
+    served = ExamInput(spec, volume.hu_zyx, volume.spacing_mm).images(0, plan.units)
     seen = windowed(spec, hu).numpy()
-    assert seen.shape == served.shape == (10, 3, size, size)
-    assert np.abs(seen - served).max() <= 0.5 / 400 + 1e-5
-    if size == 64:
+    assert seen.shape == served.shape
+    narrowest = min(width for _, width in spec.windows)
+    assert np.abs(seen - served).max() <= 0.5 / narrowest + 1e-5
+    if which == "plain slices, as they are":
         np.testing.assert_allclose(seen, served, atol=1e-6)
 
 
@@ -136,6 +146,8 @@ def fake(k: int, *, positive: bool, patient: str | None = None) -> CachedExam:
         quality_control=True,
         facts={},
         sha256=f"h{k}",
+        planes=2,
+        spacing_z_mm=1.0,
     )
 
 
@@ -169,46 +181,3 @@ def test_a_file_of_splits_that_leaks_is_refused(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(InputError, match="expected an object"):
         read_split(path, exams)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_local_weights_fit_with_prefix_classifier_and_other_channels(
-    tmp_path: Path, suffix: str
-) -> None:
-    encoder = ExamNetwork(SPEC).encoder
-    source = {
-        k: torch.randn_like(v.float()).to(v.dtype) for k, v in encoder.backbone.state_dict().items()
-    }
-    first = "conv_stem.weight"
-    source[first] = source[first][:, :1].clone()
-    named = {f"module.{k}": v for k, v in source.items()} | {"classifier.weight": torch.zeros(2, 2)}
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save({"state_dict": named}, path)
-    else:
-        save_file(named, path)
-    loaded = load_pretrained(encoder, path)
-    assert loaded.adapted == (first,)
-    assert loaded.without == loaded.unused == ()
-    state = encoder.backbone.state_dict()
-    name = "blocks.0.0.conv_dw.weight"
-    assert torch.equal(state[name], source[name])
-    torch.testing.assert_close(state[first].sum(dim=1), source[first].sum(dim=1))
-
-
-def test_grey_to_three_channels_keeps_the_sum() -> None:
-    weight = torch.randn(4, 1, 3, 3)
-    torch.testing.assert_close(adapt_channels(weight, 3).sum(dim=1), weight[:, 0])
-
-
-def test_weights_of_another_network_or_a_pickle_are_refused(tmp_path: Path) -> None:
-    encoder = ExamNetwork(SPEC).encoder
-    path = tmp_path / "w.pth"
-    torch.save({"fc.weight": torch.zeros(3)}, path)
-    with pytest.raises(InputError, match="another network"):
-        load_pretrained(encoder, path)
-    torch.save({"a": Path("x")}, path)
-    with pytest.raises(InputError, match="read safely"):
-        load_pretrained(encoder, path)
-    with pytest.raises(InputError, match="No such file"):
-        load_pretrained(encoder, tmp_path / "absent.pth")

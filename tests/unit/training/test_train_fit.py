@@ -282,11 +282,8 @@ def test_a_process_killed_outright_goes_on_from_the_command_line(
     assert same_weights(a, b)
 
 
-TRAINABLE = [s.name for s in SPECS.values() if not s.slice_mm and s.lung == "none"]
-
-
 @pytest.mark.long
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", SPECS)
 def test_every_spec_trains_and_its_bundle_loads(tree: Path, tmp_path: Path, name: str) -> None:
     spec = SPECS[name].reduced(64 if SPECS[name].stride > 8 else 32, hidden=8, window=4)
     short = {"epochs": 1}
