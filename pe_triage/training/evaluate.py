@@ -26,6 +26,7 @@ from pe_triage.model.consistency import count_violations
 from pe_triage.model.decisions import PE
 from pe_triage.training.calibration import Aim
 from pe_triage.training.evaluate_calibrate import calibrate_bundle, fitted_on
+from pe_triage.training.evaluate_causes import cause_table, trait_table
 from pe_triage.training.evaluate_compare import common_exams, comparison_document
 from pe_triage.training.evaluate_data import (
     LabelledData,
@@ -190,7 +191,7 @@ def read_run(path: Path, studies: Sequence[LabelledStudy]) -> Run:
         table = whole.select(kept)
     used = tuple(s for s in studies if s.study_uid not in skipped)
     facts = tuple({"spacing_z_mm": _spacing(study)} for study in used)
-    return Run(table=table, studies=used, facts=facts, peaks_s={}, skipped=skipped)
+    return Run(table=table, studies=used, facts=facts, peaks_s={}, pointed_s={}, skipped=skipped)
 
 
 def _spacing(study: LabelledStudy) -> float:
@@ -238,6 +239,10 @@ def make_document(
         "challenge": score_document(table, exam_truth, slice_truth, resampler),
         "violations": {"by_rule": table.violations(), "exams": _inconsistent(table)},
         "subgroups": subgroup_documents(pe, run.studies, run.facts, called, resampler),
+        "false_positives": {
+            "by_trait": trait_table(pe, run.studies, called, resampler),
+            "by_place": cause_table(pe, run.studies, called, run.pointed_s, resampler),
+        },
         "localisation": None,
     }
     if run.peaks_s:

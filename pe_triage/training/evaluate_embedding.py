@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEWEST: Final = 6
+SMALL: Final = 150
+"""Fewer exams are embedded exactly, which is faster for them."""
 MOST: Final = 3000
 """Exams shown at most; more are thinned evenly."""
 
@@ -46,6 +48,11 @@ def in_the_plane(
         return u[:, :2] * s[:2], index, "PCA (scikit-learn is not installed)"
     perplexity = float(min(30.0, (len(x) - 1) / 3))
     points = tsne(
-        n_components=2, perplexity=perplexity, init="random", random_state=seed, n_jobs=1
+        method="exact" if len(x) < SMALL else "barnes_hut",
+        n_components=2,
+        perplexity=perplexity,
+        init="random",
+        random_state=seed,
+        n_jobs=1,
     ).fit_transform(x)
     return np.asarray(points, dtype=np.float64), index, f"t-SNE, perplexity {perplexity:g}"

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_triage.domain import EXAM_LABELS, CtVolume, KeySlice
+from pe_triage.domain import EXAM_LABELS
 from pe_triage.errors import PermanentError
-from pe_triage.infer.gradcam import gradcam
-from pe_triage.infer.keyslices import choose_slices, on_slice, peak_in_voxels
+from pe_triage.infer.keyslices import choose_slices, explain_slices
 from pe_triage.infer.predictor import Inference, Predictor
 from pe_triage.training import figures
+from pe_triage.training.evaluate_causes import traits
 from pe_triage.training.evaluate_data import LabelledStudy, load_study
 from pe_triage.training.evaluate_localisation import load_mask
-from pe_triage.training.evaluate_subgroups import traits
 from pe_triage.training.predictions import Predictions
 
 KINDS: Final[Mapping[str, str]] = {
@@ -91,7 +90,7 @@ def make_case(
     truth_z = np.array([study.slice_truth[uid] for uid in uids], dtype=np.int8)
     mask_zyx = None if study.mask_path is None else load_mask(study.mask_path, volume)
     shown = slices_to_show(inference, truth_z, mask_zyx, volume.spacing_mm[0])
-    keys = explain(volume, inference, predictor, shown)
+    keys = explain_slices(volume, inference, predictor, shown)
     prediction = inference.prediction
     items = [
         {
@@ -142,27 +141,3 @@ def slices_to_show(
             chosen.remove(min(chosen, key=lambda z: float(worth[z])))
         chosen.append(best)
     return sorted(chosen)
-
-
-def explain(
-    volume: CtVolume, inference: Inference, predictor: Predictor, slices: Sequence[int]
-) -> list[KeySlice]:
-    """Grad-CAM of the slices asked for, as `pe_triage.infer.keyslices` makes it."""
-    prediction = inference.prediction
-    maps_kdhw = predictor.runtime.maps(predictor.images(volume.hu_zyx[list(slices)]))
-    rows, columns = volume.hu_zyx.shape[1:]
-    found = []
-    maps: Any = gradcam(predictor.network, inference.feat_zd, maps_kdhw, slices)
-    for z, map_hw in zip(slices, maps, strict=True):
-        heat = on_slice(map_hw, rows, columns).copy()
-        found.append(
-            KeySlice(
-                z=z,
-                sop_instance_uid=volume.sop_instance_uids[z],
-                probability=float(prediction.slice_probability_z[z]),
-                attention=float(prediction.attention_z[z]),
-                heatmap_yx=heat,
-                peak_yx=peak_in_voxels(heat, rows, columns),
-            )
-        )
-    return found

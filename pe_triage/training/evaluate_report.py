@@ -40,6 +40,7 @@ def render(
         ("Calibration", _calibration(document)),
         ("Challenge score and label rules", _score(document)),
         ("Subgroups", html.subgroup_tables(document["subgroups"])),
+        ("False positives", html.false_positive_tables(document["false_positives"])),
         ("Heatmaps against clot masks", _localisation(document)),
         ("Bundles side by side", _comparisons(document)),
         ("Bag features", _bags(table, exam_truth)),

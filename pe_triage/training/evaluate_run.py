@@ -25,15 +25,17 @@ import torch
 
 from pe_triage.domain import EXAM_LABELS, InstanceFacts
 from pe_triage.errors import InputError, PermanentError
-from pe_triage.infer.keyslices import key_slices
+from pe_triage.infer.keyslices import explain_slices, key_slices
 from pe_triage.infer.predictor import Inference, Predictor
 from pe_triage.infer.runtime import stage_two
+from pe_triage.model.outputs import to_slices
+from pe_triage.training.evaluate_causes import mimics_of
 from pe_triage.training.evaluate_data import LabelledStudy, LoadedStudy, load_study
 from pe_triage.training.evaluate_localisation import Peak, judge_peaks, load_mask
 from pe_triage.training.predictions import Predictions, write_npz
 
 KEY_SLICES: Final = 5
-_SHARD: Final = 1
+_SHARD: Final = 2
 """Version of the small files."""
 
 
@@ -49,6 +51,9 @@ class Run:
         Scanner, thickness and so on of each: never identity.
     peaks_s
         Row of the table to its key slices against the mask; only PE exams with a mask.
+    pointed_s
+        Row of the table to where its surest slice's heatmap peaks, LPS millimetres; only exams
+        without PE whose truth knows what could be taken for a clot.
     skipped
         Study UID to why it could not be used.
     """
@@ -57,6 +62,7 @@ class Run:
     studies: tuple[LabelledStudy, ...]
     facts: tuple[Mapping[str, Any], ...]
     peaks_s: Mapping[int, tuple[Peak, ...]]
+    pointed_s: Mapping[int, tuple[float, float, float]]
     skipped: Mapping[str, str]
 
 
@@ -143,7 +149,7 @@ def _key(predictor: Predictor, study: LabelledStudy) -> str:
         except OSError:
             continue  # reading it will say so
         hasher.update(f"\n{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
-    hasher.update(f"\n{study.positive and study.mask_path is not None}".encode())
+    hasher.update(f"\n{study.positive} {mimics_of(study.detail) != []}".encode())
     return hasher.hexdigest()
 
 
@@ -184,10 +190,17 @@ def _predict(
     prediction = inference.prediction
     image_logit_z, exam_logit_l, bag_d = raw_outputs(predictor, inference)
     peaks: list[dict[str, Any]] = []
+    pointed: list[float] | None = None
     if study.positive and study.mask_path is not None:
         mask_zyx = load_mask(study.mask_path, volume)
         keys = key_slices(volume, inference, predictor, KEY_SLICES)
         peaks = [peak.to_json() for peak in judge_peaks(volume, mask_zyx, keys)]
+    elif not study.positive and mimics_of(study.detail):
+        surest = int(np.argmax(prediction.slice_probability_z))
+        (key,) = explain_slices(volume, inference, predictor, [surest])
+        if key.heatmap_yx.any():
+            voxel = np.array([key.peak_yx[1], key.peak_yx[0], surest, 1.0])
+            pointed = [round(float(v), 2) for v in (volume.affine_lps @ voxel)[:3]]
     # Without a Patient ID a study is a patient of its own.
     who = loaded.patient_id or f"study {study.study_uid}"
     return {
@@ -203,6 +216,7 @@ def _predict(
         "bag_d": bag_d,
         "facts": np.array(json.dumps(_facts(loaded.facts, loaded))),
         "peaks": np.array(json.dumps(peaks)),
+        "pointed": np.array(json.dumps(pointed)),
     }
 
 
@@ -211,8 +225,11 @@ def raw_outputs(predictor: Predictor, inference: Inference) -> tuple[Any, Any, A
     """Raw logits of slices (z,) and exam (9,), and the bag's features (d,)."""
     with stage_two():
         logits = predictor.network.exam_logits(torch.from_numpy(inference.feat_zd.copy())[None])
+        image_bz = logits.image_bz
+        if inference.plan is not None:
+            image_bz = to_slices(image_bz, inference.plan)
     return (
-        logits.image_bz[0].numpy().astype(np.float64),
+        image_bz[0].numpy().astype(np.float64),
         logits.exam_bl[0].numpy().astype(np.float64),
         logits.bag_bd[0].numpy().astype(np.float32),
     )
@@ -266,10 +283,12 @@ def _collect(
         s: tuple(Peak(**document) for document in json.loads(str(shard["peaks"])))
         for s, shard in enumerate(shards)
     }
+    pointed = {s: json.loads(str(shard["pointed"])) for s, shard in enumerate(shards)}
     return Run(
         table=table,
         studies=studies,
         facts=tuple(json.loads(str(shard["facts"])) for shard in shards),
         peaks_s={s: found for s, found in peaks.items() if found},
+        pointed_s={s: point for s, point in pointed.items() if point},
         skipped=dict(skipped),
     )

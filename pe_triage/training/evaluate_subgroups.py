@@ -2,8 +2,8 @@
 
 Two kinds. A property of the scan (scanner, thickness, spacing) divides all exams. A property of
 the clot (load, largest area, most proximal place, stage, side) exists for exams with PE only: each
-part gives a sensitivity, and an AUC against all exams without PE. False positives are counted by
-what those exams show instead.
+part gives a sensitivity, and an AUC against all exams without PE. Why exams without PE were called
+PE is told by `evaluate_causes`.
 
 Load is the volume of visible clot. Parts are half-open: ``[low, high)``.
 """
@@ -32,8 +32,6 @@ AREA_MM2: Final = (0.0, 30.0, 60.0, 120.0, 240.0)
 PLACES: Final = ("central", "lobar", "segmental", "subsegmental")
 """From the most proximal."""
 
-_NOT_TRAITS: Final = frozenset({"status", "sex", "clots", "preset"})
-
 
 def subgroup_documents(
     sample: LabelSample,
@@ -42,7 +40,7 @@ def subgroup_documents(
     called_s: NDArray[np.bool_],
     resampler: Resampler,
 ) -> dict[str, Any]:
-    """Figures of PE in every part.
+    """Figures of PE in every part of the data.
 
     Parameters
     ----------
@@ -72,11 +70,7 @@ def subgroup_documents(
                 {"part": part, **_clot_part(sample, _where(values, part), called_s, resampler)}
                 for part in parts
             ]
-    return {
-        "scan": by_scan,
-        "clot": by_clot,
-        "false_positives": _false_positives(sample, studies, called_s, resampler),
-    }
+    return {"scan": by_scan, "clot": by_clot}
 
 
 def _where(values: Sequence[str], part: str) -> NDArray[np.bool_]:
@@ -137,7 +131,7 @@ def _place(clots: Sequence[Mapping[str, Any]]) -> str:
 
 def _sides(clots: Sequence[Mapping[str, Any]]) -> str:
     sides = {str(c.get("side", "")) for c in clots} - {""}
-    return " and ".join(sorted(sides)) if len(sides) < 3 else "both"
+    return next(iter(sides), "") if len(sides) < 2 else "both"
 
 
 _CLOT: Final[Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]]] = {
@@ -191,48 +185,3 @@ def _auc(
     value = auc(truth, score)
     replicate_b = rank_replicates(truth, score, group, resampler)[0]
     return resampler.interval(value, replicate_b, groups_used=len(np.unique(group))).to_json()
-
-
-def traits(study: LabelledStudy) -> set[str]:
-    """What an exam shows besides clots, as far as its truth says: causes, artefacts, mimics."""
-    found = {name for name, value in study.remarks.items() if value}
-    drawn = study.detail.get("drawn")
-    if study.exam_truth["indeterminate"]:
-        found.add("indeterminate")
-    for key, value in (drawn if isinstance(drawn, Mapping) else {}).items():
-        if key in _NOT_TRAITS or value is None or value is False:
-            continue
-        name = key.replace("_", " ")
-        if value is True:
-            found.add(name)
-        elif isinstance(value, str) and value:
-            found.add(f"{name}: {value}")
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            kinds = [v.get("kind") if isinstance(v, Mapping) else v for v in value]
-            found.update(f"{name}: {kind}" for kind in kinds if isinstance(kind, str))
-    return found
-
-
-def _false_positives(
-    sample: LabelSample, studies: Sequence[LabelledStudy], called_s: NDArray[np.bool_],
-    resampler: Resampler,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Share of exams without PE that were called PE, by what they show."""
-    negative = sample.truth_s == 0
-    of_exam = [traits(studies[s]) for s in sample.index_s]
-    names = sorted(set().union(*(t for t, n in zip(of_exam, negative, strict=True) if n)))
-    rows = [("all", negative)]
-    rows += [(name, negative & np.array([name in t for t in of_exam])) for name in names]
-    if names:
-        rows.append(("none of these", negative & np.array([not t for t in of_exam])))
-    return [
-        {
-            "trait": name,
-            "exams_without_pe": int(part.sum()),
-            "false_positives": int((part & called_s).sum()),
-            "rate": mean_interval(
-                called_s[part], sample.group_s[part], resampler, independent=sample.independent
-            ).to_json(),
-        }
-        for name, part in rows
-    ]

@@ -177,7 +177,7 @@ def label_document(
             ],
         },
         "roc": _thinned(fpr, tpr) if both else [],
-        "pr": _thinned(recall, precision) if both else [],
+        "pr": _thinned(*_first_of_each(recall, precision)) if both else [],
     }
 
 
@@ -196,6 +196,12 @@ def _decisions(
 
 def _rounded(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
+
+
+def _first_of_each(recall: Floats, precision: Floats) -> tuple[Floats, Floats]:
+    """Of points of one recall the first, which is the most precise; none at recall 0."""
+    risen = np.diff(recall, prepend=0.0) > 0
+    return recall[risen], precision[risen]
 
 
 def _thinned(x: Floats, y: Floats) -> list[list[float]]:

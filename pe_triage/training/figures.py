@@ -134,6 +134,7 @@ def reliability_chart(labels: Mapping[str, Mapping[str, Any]]) -> bytes | None:
             bottom.bar([b["low"] for b in bins], [b["count"] for b in bins], width, align="edge",
                        color=_COLORS[5])  # fmt: skip
             bottom.set(xlabel="probability", xlim=(-0.01, 1.01), yscale="log")
+            bottom.minorticks_off()
         grid[0][0].set_ylabel("share with the finding")
         grid[1][0].set_ylabel("samples")
         return _svg(figure)

@@ -36,13 +36,12 @@ _NOTE_MARKS: Final[Mapping[str, str]] = {
     "exact": "†",
     "collapsed": "‡",
     "few": "§",
-    "undefined": "—",
 }
 _NOTE_WORDS: Final = (
     "Brackets hold 95 % bootstrap intervals over patients. † every resample agreed; the exact "
     "binomial interval stands in. ‡ every resample agreed, which is no certainty. § too few "
-    "patients for an interval. — the figure does not exist here (one class is absent, or nothing "
-    "was called positive)."
+    "patients, or too few of one class, for an interval. — the figure does not exist here (one "
+    "class is absent, or nothing was called positive)."
 )
 _POINTS: Final[Mapping[str, str]] = {
     "stored": "stored in the bundle",
@@ -80,7 +79,7 @@ def with_interval(document: Mapping[str, Any] | None, digits: int = 3) -> str:
     mark = _NOTE_MARKS.get(str(document.get("note", "")), "")
     text = number(document["value"], digits)
     if document.get("low") is None:
-        return f"{text}{mark if mark != '—' else ''}"
+        return f"{text}{_NOTE_MARKS['few']}"
     low, high = number(document["low"], digits), number(document["high"], digits)
     return f'{text} <span class="ci">[{low}, {high}]</span>{mark}'
 
@@ -135,7 +134,7 @@ def label_tables(labels: Mapping[str, Mapping[str, Any]], names: Mapping[str, st
 
 
 def subgroup_tables(document: Mapping[str, Any]) -> str:
-    """Tables of subgroups and of false positives."""
+    """Tables of subgroups."""
     parts = []
     for name, rows in document["scan"].items():
         cells = [
@@ -157,16 +156,33 @@ def subgroup_tables(document: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         head = (name, "exams with PE", "sensitivity", "AUC against all without PE")
         parts.append(f"<h3>By {escape(name)}</h3>{table(head, cells)}")
+    return "".join(parts)
+
+
+def false_positive_tables(document: Mapping[str, Any]) -> str:
+    """Exams without PE that were called PE: by what they show, by what the heatmap points at."""
     cells = [
         [
             escape(r["trait"]), str(r["exams_without_pe"]), str(r["false_positives"]),
             with_interval(r["rate"]),
         ]
-        for r in document["false_positives"]
+        for r in document["by_trait"]
     ]  # fmt: skip
-    head = ("exams without PE that show", "number", "called PE", "share")
-    parts.append(f"<h3>False positives by what the exam shows</h3>{table(head, cells)}")
-    return "".join(parts)
+    head: tuple[str, ...] = ("exams without PE that show", "number", "called PE", "share")
+    page_part = table(head, cells)
+    cells = [
+        [
+            escape(r["cause"]), str(r["false_positives"]),
+            with_interval(r["share_of_false_positives"]),
+            with_interval(r["share_of_all_without_pe"]),
+        ]
+        for r in document["by_place"]
+    ]  # fmt: skip
+    if cells:
+        head = ("the surest slice's heatmap points at", "false positives", "share of these",
+                "control: share of all without PE")  # fmt: skip
+        page_part += table(head, cells)
+    return page_part
 
 
 def localisation_table(document: Mapping[str, Any]) -> str:
