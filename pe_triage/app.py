@@ -32,7 +32,6 @@ from pe_triage.errors import ConfigurationError, InputError, PeTriageError, Sche
 from pe_triage.logs import get_logger, setup_logging
 from pe_triage.node.link import ChildLink
 from pe_triage.node.supervisor import ProcessSpec, Supervisor
-from pe_triage.report.settings import ReportSettings
 from pe_triage.store.engine import open_engine
 from pe_triage.store.jobs import JobQueue, Rank
 from pe_triage.store.migrate import check_schema, upgrade
@@ -68,6 +67,7 @@ def eligibility_rules(settings: Settings) -> EligibilityRules:
 def analysis_options(settings: Settings) -> AnalysisOptions:
     """What the analysis may be told."""
     from pe_triage.node.analysis import AnalysisOptions
+    from pe_triage.report.settings import ReportSettings
 
     return AnalysisOptions(
         rules=eligibility_rules(settings),
