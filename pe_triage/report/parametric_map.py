@@ -19,7 +19,7 @@ from pydicom.sr.coding import Code
 
 from pe_triage.domain import CtVolume, KeySlice, ResultKind, ResultObject, TriageResult
 from pe_triage.report import concepts as c
-from pe_triage.report.documents import finish_document, result_uid
+from pe_triage.report.documents import finish_document, result_uid, stand_ins
 from pe_triage.report.places import has_place, heat_in_source
 from pe_triage.report.settings import ReportSettings
 from pe_triage.report.study import StudyContext
@@ -40,7 +40,15 @@ def mappable(
     return tuple(
         key
         for key in result.key_slices
-        if has_place(key) and all(headers[key.sop_instance_uid].get(k) for k in _GEOMETRY)
+        if has_place(key) and _fits(headers[key.sop_instance_uid], volume)
+    )
+
+
+def _fits(header: Dataset, volume: CtVolume) -> bool:
+    rows, columns = volume.hu_zyx.shape[1:]
+    shape = (columns, rows) if volume.source_transpose else (rows, columns)
+    return (header.get("Rows"), header.get("Columns")) == shape and all(
+        header.get(keyword) for keyword in _GEOMETRY
     )
 
 
@@ -85,6 +93,10 @@ def build_parametric_map(
         content_label="GRADCAM",
         content_description="Where the network looked; not an outline of a clot",
     )
+    # highdicom draws this one by chance; the same inputs shall make the same bytes.
+    dimensions = result_uid(result, study, "parametric-map/dimensions")
+    for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
     ds.SeriesDescription = series_description(result, "Grad-CAM map")
     ds.BodyPartExamined = "CHEST"
     if str(source.get("QualityControlImage", "")) == "YES":
@@ -101,8 +113,6 @@ def _values(key: KeySlice, volume: CtVolume) -> NDArray[np.float32]:
 
 def _geometry(header: Dataset, study: StudyContext) -> Dataset:
     """Return a source image with its geometry and UIDs, and nothing that could stop highdicom."""
-    from pe_triage.report.documents import stand_ins
-
     (ds,) = stand_ins([header], study)
     ds.Modality = "CT"
     for keyword in (*_GEOMETRY, "Rows", "Columns", "PositionReferenceIndicator"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from pe_triage.domain import CtVolume, Outcome, ResultSet, TriageResult
+from pe_triage.domain import CtVolume, Outcome, ResultKind, ResultSet, TriageResult
 from pe_triage.errors import PermanentError
 from pe_triage.report.captures import build_captures
 from pe_triage.report.key_objects import build_key_objects
@@ -82,7 +82,7 @@ def build_results(
         now=now,
         settings=settings,
     )
-    summary, *heatmaps = captures
+    heatmaps = [item for item in captures if item.kind is ResultKind.HEATMAP]
     objects = [report]
     common: dict[str, Any] = {
         "result": result, "study": study, "headers": headers, "source": source, "now": now,
@@ -90,7 +90,7 @@ def build_results(
     }  # fmt: skip
     if settings.narrative:
         objects.append(build_narrative(volume=volume, predecessors=predecessors, **common))
-    objects.append(summary)
+    objects += [item for item in captures if item.kind is ResultKind.SUMMARY]
     if settings.key_objects and result.key_slices:
         objects.append(build_key_objects(**common))
     objects += heatmaps

@@ -242,9 +242,7 @@ class OhifViewer:
 
     def next_measurement(self, settle_s: float = 3.0) -> None:
         """Press the report's arrow to the right."""
-        self.driver.find_element(
-            "css selector", '[data-cy="viewport-action-arrows-right"]'
-        ).click()
+        self.driver.find_element("css selector", '[data-cy="viewport-action-arrows-right"]').click()
         time.sleep(settle_s)
 
     def arrow_tip(self) -> tuple[float, float] | None:

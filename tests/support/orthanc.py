@@ -14,7 +14,6 @@ from typing import Any
 from tests.support.peers import dcmtk_environment, missing, require_program
 from tests.support.postgres import free_port
 
-
 PLUGIN_PACKAGES = {"OrthancDicomWeb": "orthanc-dicomweb", "OrthancWebViewer": "orthanc-webviewer"}
 
 

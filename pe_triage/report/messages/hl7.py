@@ -52,6 +52,9 @@ _ESCAPES = str.maketrans(
     {"|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\", "\\": "\\E\\", "\r": " ", "\n": " "}
 )
 
+_PLAIN = str.maketrans({"\N{GREATER-THAN OR EQUAL TO}": ">=", "\N{LESS-THAN OR EQUAL TO}": "<="})
+"""Signs of our own words that no 8-bit set has; no name is written with them."""
+
 Observation = tuple[str, Code, str, str, str]
 """Value type, what is observed, encoded value, encoded units, abnormal flag."""
 
@@ -85,7 +88,7 @@ def build_hl7(context: MessageContext, table: Hl7Destination) -> bytes:
     message.validate()
     text: str = message.to_er7() + "\r"
     try:
-        return text.encode(HL7_CHARACTER_SETS[table.character_set])
+        return text.translate(_PLAIN).encode(HL7_CHARACTER_SETS[table.character_set])
     except UnicodeEncodeError:
         # A name that the RIS's set cannot write: say so in MSH-18 rather than write another name.
         message.msh.msh_18 = UTF8

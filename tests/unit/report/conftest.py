@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 
 import numpy as np
 import pytest
@@ -22,11 +23,13 @@ from pe_triage.domain import (
     ModelIdentity,
     PatientIdentity,
     Priority,
+    ResultObject,
     ResultSet,
     TriageResult,
 )
 from pe_triage.report import ReportSettings, StudyContext, build_results, make_result
 from pe_triage.report import not_evaluated as refuse
+from pe_triage.report.captures import build_captures
 from pe_triage.report.sr import build_sr
 from pe_triage.report.study import choose_source
 
@@ -193,6 +196,13 @@ class Scene:
         sr = build_sr(**arguments, source=source, series_description="report alone")
         return ResultSet(study_uid=STUDY_UID, run=arguments["study"].run, objects=(sr,))
 
+    def captures(self, result: TriageResult) -> list[ResultObject]:
+        """Build the pictures alone, without the report: quicker."""
+        return build_captures(
+            result=result, study=self.study, volume=self.volume, headers=self.headers,
+            source=choose_source(self.headers, result), now=NOW, settings=self.settings,
+        )  # fmt: skip
+
 
 def make_scene(hu_zyx: np.ndarray | None = None, spacing_mm=(2.0, 1.5, 1.25)) -> Scene:
     """Return the invented study."""
@@ -227,11 +237,11 @@ CASES: dict[str, Callable[[Scene], TriageResult]] = {
     "positive-uncalibrated": lambda s: s.result("POSITIVE", calibrated=False, keys=2),
     "negative": lambda s: s.result("NEGATIVE"),
     "indeterminate": lambda s: s.result("INDETERMINATE", keys=2),
-    "untrained-shown": lambda s: s.result("POSITIVE", use=IntendedUse.UNTRAINED, keys=4),
+    "untrained-shown": lambda s: s.result("POSITIVE", use=IntendedUse.UNTRAINED, keys=2),
     "untrained-withheld": lambda s: s.result(
         "POSITIVE", use=IntendedUse.UNTRAINED, quality_control=False
     ),
-    "demonstration": lambda s: s.result("POSITIVE", use=IntendedUse.DEMONSTRATION),
+    "demonstration": lambda s: s.result("POSITIVE", use=IntendedUse.DEMONSTRATION, keys=1),
     "not-evaluated": lambda s: s.result("NOT_EVALUATED"),
 }
 """One of every kind of answer."""
@@ -247,10 +257,49 @@ class Case:
     results: ResultSet
 
 
+EVERYTHING = ReportSettings(narrative=True, key_objects=True, parametric_map=True)
+"""Every optional kind of object switched on."""
+
+
+@pytest.fixture(scope="session")
+def cases() -> Callable[[str], Case]:
+    """Return the builder of cases by name, with every kind of object; each is built once."""
+
+    @cache
+    def made(name: str) -> Case:
+        scene = replace(make_scene(), settings=EVERYTHING)
+        result = CASES[name](scene)
+        assert result.priority in (None, Priority.HIGH)
+        return Case(name=name, scene=scene, result=result, results=scene.build(result))
+
+    return made
+
+
 @pytest.fixture(scope="session", params=sorted(CASES))
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
     """Return each kind of answer in turn."""
+    return cases(request.param)
+
+
+@pytest.fixture(scope="session")
+def positive(cases: Callable[[str], Case]) -> Case:
+    """Return the positive case; shared, so tests must not change it."""
+    return cases("positive")
+
+
+def _case(name: str) -> Case:
     scene = make_scene()
-    result = CASES[request.param](scene)
-    assert result.priority in (None, Priority.HIGH)
-    return Case(name=request.param, scene=scene, result=result, results=scene.build(result))
+    result = CASES[name](scene)
+    return Case(name=name, scene=scene, result=result, results=scene.report(result))
+
+
+@pytest.fixture(scope="session")
+def positive() -> Case:
+    """Return a positive exam with its report alone."""
+    return _case("positive")
+
+
+@pytest.fixture(scope="session")
+def negative() -> Case:
+    """Return a negative exam with its report alone."""
+    return _case("negative")

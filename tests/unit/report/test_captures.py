@@ -14,20 +14,27 @@ from pe_triage.report.captures import summary_picture
 from pe_triage.report.colormaps import heat_colors, heat_table
 from pe_triage.report.drawing import GE, Board, drawable
 from pe_triage.report.slices import display_size, overlay_slice, plain_slice, upsampled, windowed
-from pe_triage.report.wording import series_description
+from pe_triage.report.wording import series_description, time_words
 
 
 def objects(results, kind):
-    return [pydicom.dcmread(BytesIO(o.encoded)) for o in results.objects if o.kind is kind]
+    items = getattr(results, "objects", results)
+    return [pydicom.dcmread(BytesIO(o.encoded)) for o in items if o.kind is kind]
 
 
 def test_what_is_made_for_each_answer(case):
     name, result = case.name, case.result
     results = case.results
     kinds = [o.kind for o in results.objects]
-    assert kinds == [ResultKind.SR, ResultKind.SUMMARY] + [ResultKind.HEATMAP] * len(
-        result.key_slices
-    )
+    some = bool(result.key_slices)
+    assert kinds == [
+        ResultKind.SR,
+        ResultKind.NARRATIVE,
+        ResultKind.SUMMARY,
+        *[ResultKind.KEY_OBJECTS] * some,
+        *[ResultKind.HEATMAP] * len(result.key_slices),
+        *[ResultKind.PARAMETRIC_MAP] * some,
+    ]
     assert bool(result.key_slices) == (
         name not in ("negative", "not-evaluated", "untrained-withheld")
     )
@@ -38,7 +45,9 @@ def test_what_is_made_for_each_answer(case):
 def test_captures_are_plain_rgb_without_geometry_or_source_series(case):
     scene, results = case.scene, case.results
     numbers = {}
-    for item in results.objects[1:]:
+    for item in results.objects:
+        if item.kind not in (ResultKind.SUMMARY, ResultKind.HEATMAP):
+            continue
         ds = pydicom.dcmread(BytesIO(item.encoded))
         assert ds.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
         assert (ds.PhotometricInterpretation, ds.SamplesPerPixel, ds.BitsAllocated) == (
@@ -57,21 +66,25 @@ def test_captures_are_plain_rgb_without_geometry_or_source_series(case):
     assert sorted(numbers.values()) == [9502, 9503][: len(numbers)]
 
 
-def test_a_picture_of_a_phantom_is_marked_as_one(scene):
+def test_only_report_and_pictures_are_made_unasked(scene):
+    kinds = [o.kind for o in scene.build(scene.result(keys=1)).objects]
+    assert kinds == [ResultKind.SR, ResultKind.SUMMARY, ResultKind.HEATMAP]
+
+
+def test_a_picture_of_a_phantom_is_marked_as_one(scene, positive):
     result = scene.result(keys=1)
-    assert "QualityControlImage" not in objects(scene.build(result), ResultKind.SUMMARY)[0]
+    assert "QualityControlImage" not in objects(positive.results, ResultKind.SUMMARY)[0]
     for ds in scene.headers.values():
         ds.QualityControlImage = "YES"
-    marked = scene.build(result)
+    marked = scene.captures(result)
     for kind in (ResultKind.SUMMARY, ResultKind.HEATMAP):
         (ds,) = objects(marked, kind)
         assert ds.QualityControlImage == "YES"
 
 
-def test_each_heatmap_names_its_source_slice(scene):
-    result = scene.result()
+def test_each_heatmap_names_its_source_slice(positive):
     for ds, key in zip(
-        objects(scene.build(result), ResultKind.HEATMAP), result.key_slices, strict=True
+        objects(positive.results, ResultKind.HEATMAP), positive.result.key_slices, strict=True
     ):
         (source,) = ds.SourceImageSequence
         assert source.ReferencedSOPInstanceUID == key.sop_instance_uid
@@ -80,22 +93,26 @@ def test_each_heatmap_names_its_source_slice(scene):
 
 def test_series_descriptions_fit_for_every_answer(scene):
     positive = scene.result()
-    for outcome in Outcome:
-        for priority in (None, *Priority):
-            for what in ("triage SR", "summary", "heatmaps"):
-                text = series_description(
-                    replace(positive, outcome=outcome, priority=priority), what
-                )
-                assert len(text) <= 64
+    answers = [(outcome, None) for outcome in Outcome if outcome is not Outcome.POSITIVE]
+    answers += [(Outcome.POSITIVE, priority) for priority in Priority]
+    kinds = ("triage SR", "summary", "heatmaps", "narrative", "key objects", "Grad-CAM map")
+    for outcome, priority in answers:
+        for what in kinds:
+            text = series_description(replace(positive, outcome=outcome, priority=priority), what)
+            assert len(text) <= 64
     assert series_description(positive, "summary").startswith("PE SUSPECTED - HIGH | ")
 
 
 def test_identity_changes_no_pixel(scene):
-    before = [o.pixel_array for o in objects(scene.build(scene.result(keys=1)), ResultKind.SUMMARY)]
+    before = [
+        o.pixel_array for o in objects(scene.captures(scene.result(keys=1)), ResultKind.SUMMARY)
+    ]
     for ds in scene.headers.values():
         ds.PatientName, ds.PatientBirthDate, ds.AccessionNumber = "Other^Name", "20000101", "Z9"
         ds.StudyID = ds.StudyDescription = "else"
-    after = [o.pixel_array for o in objects(scene.build(scene.result(keys=1)), ResultKind.SUMMARY)]
+    after = [
+        o.pixel_array for o in objects(scene.captures(scene.result(keys=1)), ResultKind.SUMMARY)
+    ]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -103,7 +120,7 @@ def test_outcomes_differ_without_colour(scene):
     """In grey, and with the words masked, each banner still looks different."""
     marks = []
     for kind in ("POSITIVE", "NEGATIVE", "INDETERMINATE", "NOT_EVALUATED"):
-        (ds,) = objects(scene.build(scene.result(kind, keys=1)), ResultKind.SUMMARY)
+        (ds,) = objects(scene.captures(scene.result(kind, keys=1)), ResultKind.SUMMARY)
         grey = ds.pixel_array[:132, :140].mean(axis=2)
         marks.append(grey > grey.mean())
     for i, a in enumerate(marks):
@@ -116,7 +133,9 @@ def test_withheld_summary_is_the_same_whatever_the_network_said(scene):
 
     pictures = [
         objects(
-            scene.build(scene.result(kind, use=IntendedUse.DEMONSTRATION, quality_control=False)),
+            scene.captures(
+                scene.result(kind, use=IntendedUse.DEMONSTRATION, quality_control=False)
+            ),
             ResultKind.SUMMARY,
         )[0].pixel_array
         for kind in ("POSITIVE", "NEGATIVE")
@@ -202,3 +221,12 @@ def test_text_is_drawable():
     assert np.asarray(board.image).max() > 200
     assert board.wrap("one two three four five", 20, 100, 2)[-1].endswith("…")
     assert board.width(board.fit("word " * 50, 16, 200), 16) <= 200
+
+
+def test_times_name_their_zone():
+    from datetime import UTC, datetime, timedelta, timezone
+
+    when = datetime(2024, 1, 2, 3, 4, tzinfo=UTC)
+    assert time_words(when) == "2024-01-02 03:04 UTC"
+    there = when.astimezone(timezone(timedelta(hours=-3, minutes=-30)))
+    assert time_words(there) == "2024-01-01 23:34 UTC-03:30"

@@ -13,6 +13,7 @@ from pydicom.filewriter import dcmwrite
 
 from pe_triage.domain import PatientIdentity
 from pe_triage.errors import PermanentError
+from pe_triage.report import ReportSettings
 from pe_triage.report.headers import COPIED, apply_headers
 
 NAMES = {
@@ -57,7 +58,8 @@ def test_text_survives_every_character_set(scene, kind, tmp_path):
         other.IssuerOfPatientID = words
         ds.OtherPatientIDsSequence = [other]
         headers[uid] = as_received(ds, charset)
-    results = scene.build(scene.result("NEGATIVE"), headers=headers)
+    settings = ReportSettings(narrative=True)
+    results = scene.build(scene.result("NOT_EVALUATED"), headers=headers, settings=settings)
     for item in results.objects:
         path = tmp_path / f"{item.label}.dcm"
         path.write_bytes(item.encoded)
@@ -146,8 +148,8 @@ def test_the_wrong_patient_or_study_is_refused(scene, keyword, value):
     assert "4712" not in str(caught.value)
 
 
-def test_a_predecessor_of_another_patient_is_refused(scene):
-    earlier = pydicom.dcmread(BytesIO(scene.report(scene.result()).objects[0].encoded))
+def test_a_predecessor_of_another_patient_is_refused(scene, positive):
+    earlier = pydicom.dcmread(BytesIO(positive.results.objects[0].encoded))
     earlier.PatientID = "somebody else"
     with pytest.raises(PermanentError, match="earlier report"):
         scene.build(scene.result(), predecessors=[earlier])

@@ -16,11 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.sr.coding import Code
 
-from pe_triage.domain import EXAM_LABELS, Outcome, Priority, ResultKind
+from pe_triage.domain import EXAM_LABELS, INTENDED_USE_WORDS, Outcome, Priority, ResultKind
 from pe_triage.errors import InputError, PermanentError
 from pe_triage.report import ReportSettings, read_sr
-from pe_triage.report.sr_groups import source_point
+from pe_triage.report.concepts import LABEL_CONCEPTS
+from pe_triage.report.places import has_place, source_outline, source_point
 from pe_triage.report.uids import derive_uid, device_uid
+
+
+def code_document(code):
+    return {"value": code.value, "scheme": code.scheme_designator, "meaning": code.meaning}
 
 
 def written(tmp_path, results):
@@ -55,6 +60,38 @@ def test_every_number_code_and_reference_is_read_back_equal(case, tmp_path):
     ] == [(k.sop_instance_uid, k.probability, k.attention) for k in result.key_slices]
     for entry, key in zip(document["slices"], result.key_slices, strict=True):
         assert np.allclose(entry["point"], source_point(key, scene.volume), atol=1e-4)
+        assert np.allclose(entry["outline"], source_outline(key, scene.volume), atol=1e-4)
+    calibrated = prediction is not None and prediction.model.calibrated
+    if calibrated:
+        assert document["certainty_percent"] == {
+            "pe": prediction.pe_probability * 100,
+            **{k: v * 100 for k, v in prediction.exam_probability.items()},
+        }
+    else:
+        assert document["certainty_percent"] is None
+    assert [s["certainty_percent"] for s in document["slices"]] == [
+        k.probability * 100 if calibrated else None for k in result.key_slices
+    ]
+    assert document["policy"] == scene.settings.policy.document()
+    expected = scene.settings.priority_codes[result.priority] if result.priority else None
+    assert document["priority_code"] == (code_document(expected) if expected else None)
+    if prediction is not None:
+        assert document["codes"] == {
+            label: {
+                "findings": [code_document(f) for f in concept.findings],
+                "site": code_document(concept.site) if concept.site else None,
+            }
+            for label, concept in LABEL_CONCEPTS.items()
+        }
+    assert document["intended_use"] == (
+        INTENDED_USE_WORDS[result.model.intended_use] if result.model else None
+    )
+    assert document["device_uid"] == device_uid(
+        result.model.sha256 if result.model else None, scene.settings.software_version
+    )
+    lowest = next(iter(scene.headers))
+    assert document["evidence"] == list(result.sop_instance_uids or (lowest,))
+    assert document["predecessors"] == document["requests"] == []
     if result.model is None:
         assert document["model"] is None
     else:
@@ -73,7 +110,9 @@ def test_highdicom_reads_every_report(case, tmp_path):
     report = hd.sr.srread(written(tmp_path, case.results))
     assert isinstance(report, hd.sr.Comprehensive3DSR)
     content = report.content
-    assert len(content.get_planar_roi_measurement_groups()) == len(result.key_slices)
+    placed = sum(has_place(key) for key in result.key_slices)
+    # The peak and the outline of each.
+    assert len(content.get_planar_roi_measurement_groups()) == 2 * placed
     labels = len(EXAM_LABELS) if result.prediction else 0
     assert len(content.get_image_measurement_groups()) == 1 + labels
     assert (report.CompletionFlag, report.PreliminaryFlag, report.VerificationFlag) == (
@@ -91,10 +130,10 @@ def texts(ds):
     return [str(i.TextValue) for i in walk(ds) if i.get("ValueType") == "TEXT"]
 
 
-def test_uncalibrated_scores_are_not_called_certainty(scene, tmp_path):
+def test_uncalibrated_scores_are_not_called_certainty(cases, tmp_path):
     def names(calibrated):
-        result = scene.result(calibrated=calibrated)
-        ds = pydicom.dcmread(written(tmp_path, scene.report(result)))
+        case = cases("positive" if calibrated else "positive-uncalibrated")
+        ds = pydicom.dcmread(written(tmp_path, case.results))
         return [
             i.ConceptNameCodeSequence[0].CodeValue for i in walk(ds) if i.get("ValueType") == "NUM"
         ]
@@ -103,10 +142,12 @@ def test_uncalibrated_scores_are_not_called_certainty(scene, tmp_path):
     assert names(calibrated=True).count("111012") == 1 + len(EXAM_LABELS) + 3
 
 
-def test_every_measurement_names_the_algorithm(scene, tmp_path):
-    ds = pydicom.dcmread(written(tmp_path, scene.report(scene.result())))
+def test_every_group_and_measurement_names_the_algorithm(positive, tmp_path):
+    ds = pydicom.dcmread(written(tmp_path, positive.results))
     for item in walk(ds):
-        if item.get("ValueType") == "NUM" and item.RelationshipType == "CONTAINS":
+        concept = item.ConceptNameCodeSequence[0].CodeValue
+        number = item.get("ValueType") == "NUM" and item.RelationshipType == "CONTAINS"
+        if number or concept == "125007":
             names = [c.ConceptNameCodeSequence[0].CodeValue for c in item.ContentSequence]
             assert {"111001", "111003"} <= set(names)
 
@@ -129,18 +170,20 @@ def test_evidence_lists_every_analysed_image(scene, tmp_path):
     assert listed == list(scene.volume.sop_instance_uids)
 
 
-def test_same_inputs_same_bytes_whenever_built(case):
+@pytest.mark.parametrize("name", ["positive", "not-evaluated"])
+def test_same_inputs_same_bytes_whenever_built(cases, name):
+    case = cases(name)
     scene, result = case.scene, case.result
     first = case.results
     again = scene.build(result, headers=dict(reversed(scene.headers.items())))
     assert [o.encoded for o in first.objects] == [o.encoded for o in again.objects]
 
 
-def test_a_second_run_makes_new_objects_that_name_the_first(scene, tmp_path):
-    first = scene.build(scene.result())
+def test_a_second_run_makes_new_objects_that_name_the_first(positive, tmp_path):
+    scene, first = positive.scene, positive.results
     earlier = pydicom.dcmread(BytesIO(first.objects[0].encoded))
     study = replace(scene.study, run=2)
-    second = scene.build(scene.result(), study=study, predecessors=[earlier])
+    second = scene.build(positive.result, study=study, predecessors=[earlier])
     mine = {o.sop_instance_uid for o in first.objects} | {o.series_uid for o in first.objects}
     other = {o.sop_instance_uid for o in second.objects} | {o.series_uid for o in second.objects}
     assert not mine & other
@@ -175,8 +218,8 @@ def test_settings_that_make_no_sense_are_refused():
         ReportSettings(burned_in_annotation="MAYBE")
 
 
-def test_device_uid_changes_with_the_weights(scene):
-    result = scene.result()
+def test_device_uid_changes_with_the_weights(positive):
+    scene, result = positive.scene, positive.result
     other = replace(result, model=replace(result.model, sha256="ef" * 32))
 
     def device(item):
@@ -185,9 +228,9 @@ def test_device_uid_changes_with_the_weights(scene):
         assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
         return str(equipment.DeviceUID)
 
-    mine = {device(o) for o in scene.build(result).objects}
+    mine = {device(o) for o in positive.results.objects}
     assert mine == {device_uid("ab" * 32, scene.settings.software_version)}
-    assert not mine & {device(o) for o in scene.build(other).objects}
+    assert not mine & {device(o) for o in scene.report(other).objects}
 
 
 def test_times_follow_the_zone_that_the_source_names(scene, tmp_path):
@@ -270,10 +313,14 @@ def test_read_sr_says_what_is_wrong(tmp_path, content):
         read_sr(tmp_path)
 
 
-def test_read_sr_refuses_other_objects_and_damaged_reports(scene, tmp_path):
-    results = scene.build(scene.result())
+def test_read_sr_refuses_other_objects_and_damaged_reports(positive, tmp_path):
+    results = positive.results
     path = tmp_path / "capture.dcm"
-    path.write_bytes(results.objects[1].encoded)
+    for other in results.objects[1:4]:  # narrative, summary, key objects
+        path.write_bytes(other.encoded)
+        with pytest.raises(InputError, match="not a structured report of pe-triage"):
+            read_sr(path)
+    path.write_bytes(results.objects[2].encoded)
     with pytest.raises(InputError, match="not a structured report of pe-triage"):
         read_sr(path)
     path.write_bytes(results.objects[0].encoded[:20000])
