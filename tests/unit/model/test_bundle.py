@@ -26,6 +26,8 @@ from pe_triage.model.spec import ATTENTION_BILSTM
 SMALL = replace(
     ATTENTION_BILSTM, name="small", size=64, sequence_hidden=8, dense_dim=8, attention_dim=4
 )
+UNTRAINED_WEIGHTS = "9871991032f6f86ca8083ac6ed45190a3f77700207ce0c4ae667f48a01a1e706"
+UNTRAINED_CARD = "510a1a60a6d009a7189fea0d87e3dc52935d0723afe85497b6146aa7f497cd94"
 NOW = datetime(2026, 2, 3, tzinfo=UTC)
 CARD = BundleCard(
     name="small",
@@ -214,6 +216,9 @@ def test_the_untrained_bundle_is_the_same_in_every_process(tmp_path: Path) -> No
     assert other.sha256 == card.sha256
     assert card.intended_use is IntendedUse.UNTRAINED
     assert not card.calibrated
+    # golden: results name this identity, so a version of ours must not change it by accident
+    assert card.weights_sha256 == UNTRAINED_WEIGHTS
+    assert card.sha256 == UNTRAINED_CARD
 
 
 def test_materialising_leaves_the_callers_random_state_alone(network: ExamNetwork) -> None:
