@@ -308,12 +308,12 @@ def _one_line(error: ValidationError, origin: Mapping[str, str]) -> str:
     first = error.errors()[0]
     key = str(first["loc"][0]) if first["loc"] else "settings"
     where = origin.get(key, key)
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}"
     if key == "destinations":
         # Never the value: it may be a secret that somebody pasted where its file's name belongs.
         words = _WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
         return f"{where}{_place(first['loc'][1:])}: {words}"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key!r}"
     if first["type"] == "value_error":
         return f"{where}: {first['msg'].removeprefix('Value error, ')}"
     return f"{where}: {first['msg']} (got {first['input']!r})"
