@@ -54,6 +54,7 @@ def train(rank: int, size: int, port: int, tree: str, out: str) -> None:
         fit(run, world, reporter, now=lambda: datetime.now(UTC))
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     tree = small_tree(tmp_path / "t", 6, size=32, slices=6)
     with socket.socket() as free:

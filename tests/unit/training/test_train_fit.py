@@ -115,6 +115,7 @@ def test_another_seed_gives_other_weights(tree: Path, whole: Path, tmp_path: Pat
     assert not same_weights(a, b)
 
 
+@pytest.mark.long
 def test_loader_processes_change_nothing(tree: Path, whole: Path, tmp_path: Path) -> None:
     bundle = go(a_run(tree, tmp_path / "run", workers=1))
     a, b = (load_bundle(p).network.state_dict() for p in (whole, bundle))
