@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,7 @@ from pe_triage.training.evaluate_data import (
     slice_truth_k,
 )
 from pe_triage.training.evaluate_gallery import Case, choose_cases, make_case
-from pe_triage.training.evaluate_localisation import localisation_figures
+from pe_triage.training.evaluate_localisation import Peak, localisation_figures
 from pe_triage.training.evaluate_report import render
 from pe_triage.training.evaluate_run import Run, run_bundle
 from pe_triage.training.evaluate_seeds import PUBLISHED
@@ -247,13 +247,24 @@ def make_document(
     }
     if run.peaks_s:
         document["localisation"] = localisation_figures(
-            run.peaks_s, called_s, table.thresholds.get(IMAGE_LABEL, 0.5), resampler
+            _current(run, table), called_s, table.thresholds.get(IMAGE_LABEL, 0.5), resampler
         )
     document["beside_sources"] = {
         "published": [row.to_json() for row in PUBLISHED],
         "ours": _ours(document),
     }
     return document
+
+
+def _current(run: Run, table: Predictions) -> dict[int, list[Peak]]:
+    """The peaks with the table's probabilities, which a calibration may have changed since."""
+    return {
+        s: [
+            replace(p, probability=float(table.slice_probability_k[table.start_s[s] + p.z]))
+            for p in peaks
+        ]
+        for s, peaks in run.peaks_s.items()
+    }
 
 
 def _inconsistent(table: Predictions) -> int:

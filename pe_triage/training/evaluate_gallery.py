@@ -91,14 +91,15 @@ def make_case(
     mask_zyx = None if study.mask_path is None else load_mask(study.mask_path, volume)
     shown = slices_to_show(inference, truth_z, mask_zyx, volume.spacing_mm[0])
     keys = explain_slices(volume, inference, predictor, shown)
-    prediction = inference.prediction
+    # As the table says, which a calibration may have changed since.
+    probability_z = table.slice_probability_k[table.slices_of(row)]
     items = [
         {
             "hu_yx": volume.hu_zyx[key.z],
             "heatmap_yx": key.heatmap_yx,
             "mask_yx": None if mask_zyx is None else mask_zyx[key.z],
             "peak_yx": key.peak_yx,
-            "title": f"slice {key.z + 1} of {len(uids)}\np {key.probability:.2f}, "
+            "title": f"slice {key.z + 1} of {len(uids)}\np {probability_z[key.z]:.2f}, "
             f"{'PE' if truth_z[key.z] else 'no PE'} in truth",
         }
         for key in keys
@@ -112,8 +113,8 @@ def make_case(
         traits=tuple(sorted(traits(study))),
         picture_png=figures.slices_with_heatmaps(items, volume.spacing_mm[1:]),
         scan_svg=figures.along_the_scan(
-            prediction.slice_probability_z.astype(np.float64),
-            prediction.attention_z.astype(np.float64),
+            probability_z,
+            inference.prediction.attention_z.astype(np.float64),
             truth_z,
             volume.spacing_mm[0],
             shown,

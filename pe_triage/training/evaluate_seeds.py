@@ -38,12 +38,12 @@ class PublishedRow:
         return asdict(self)
 
 
-_ATTENTION = "Attention based CNN-LSTM network for PE prediction (2021)"
-_LSTM_TCN = "LSTM and TCN with EfficientNet-B0 and R3D-18 for CTPA slices"
-_MULTITASK = "Ma et al., Scientific Reports 12:13087 (2022)"
-_GUIDED = "Attention-guided ResNet (abstract)"
-_PLAIN = "Plain CNN on JPEG images"
-_CHALLENGE = "RSNA STR PE Detection challenge (2020)"
+_ATTENTION = "Attention CNN-LSTM"
+_LSTM_TCN = "LSTM vs TCN"
+_MULTITASK = "Ma et al. 2022"
+_GUIDED = "Attention-guided ResNet"
+_PLAIN = "Plain CNN"
+_CHALLENGE = "RSNA challenge 2020"
 _RSPECT = "RSPECT"
 _OWN = "RSPECT, the source's own split"
 
