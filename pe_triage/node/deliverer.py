@@ -95,7 +95,7 @@ class Deliverer:
             self._record(by_id[delivery_id], sent)
             if stop is not None and stop.is_set():
                 break
-        if was_away and not self._away and self._outbox.bring_forward(self._name):
+        if was_away and not self._away and self._outbox.bring_forward(self._name, but=by_id):
             self._log.info("delivery.destination_back")
         return True
 

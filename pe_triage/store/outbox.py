@@ -7,7 +7,7 @@ this room keeps the appointment, on the database's clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -203,8 +203,14 @@ class Outbox:
 
         return write(self._engine, work)
 
-    def bring_forward(self, destination: str) -> int:
-        """Make everything that waits for `destination` due: it is back. Returns how many."""
+    def bring_forward(self, destination: str, *, but: Collection[int] = ()) -> int:
+        """Make everything that waits for `destination` due: it is back. Returns how many.
+
+        Parameters
+        ----------
+        but
+            Deliveries that have just been tried and wait for a reason of their own.
+        """
         deliveries = schema.deliveries
         statement = (
             update(deliveries)
@@ -212,6 +218,7 @@ class Outbox:
                 deliveries.c.destination == destination,
                 deliveries.c.state == PENDING.value,
                 deliveries.c.next_attempt_at > db_now(),
+                deliveries.c.delivery_id.not_in(list(but)),
             )
             .values(next_attempt_at=db_now())
             .returning(deliveries.c.delivery_id)
