@@ -76,11 +76,12 @@ def build_narrative(
     content: list[hd.sr.ContentItem] = [
         *hd.sr.LanguageOfContentItemAndDescendants(_ENGLISH),
         *hd.sr.ObservationContext(observer_device_context=device_observer(result, settings)),
+        # What matters first: text viewers open at the top.
+        _section(_IMPRESSIONS, _texts(_IMPRESSION, _impression(result))),
+        _section(_FINDINGS, _findings(result, headers, volume)),
         _section(
             _PROCEDURES, _texts(_PROCEDURE, _procedure(result, study, settings, predecessors))
         ),
-        _section(_FINDINGS, _findings(result, headers, volume)),
-        _section(_IMPRESSIONS, _texts(_IMPRESSION, _impression(result))),
     ]
     root.ContentSequence = hd.sr.ContentSequence(content, is_root=False)
     ds = hd.sr.EnhancedSR(

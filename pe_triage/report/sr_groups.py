@@ -36,7 +36,8 @@ from pe_triage.report.uids import derive_uid
 _TRACKED_EXAM = "exam"
 """What is tracked (PS3.16 TID 1501) is the exam's embolism as a whole, so its group, the labels'
 and that of the slice where it shows best carry one Tracking Unique Identifier. OHIF (3.13) puts
-groups of one identifier together, and opens nothing at all where one is left without a region."""
+groups of one identifier together, and opens nothing at all where one is left without a region;
+so a key slice whose heatmap points nowhere carries it too."""
 
 _CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 
@@ -127,7 +128,8 @@ class GroupWriter:
         prediction = self.result.prediction
         assert prediction is not None  # key slices come with the prediction
         keys = self.result.key_slices
-        role = _TRACKED_EXAM if strongest(keys) == number - 1 else f"key-slice-{number:02d}"
+        alone = has_place(key) and strongest(keys) != number - 1
+        role = f"key-slice-{number:02d}" if alone else _TRACKED_EXAM
         words = f"Key slice {number} of {len(keys)}"
         common: dict[str, Any] = {
             "tracking_identifier": self._tracking(role, words),

@@ -198,6 +198,11 @@ class OhifViewer:
         time.sleep(2)
         self.press_if_there("Skip all")
 
+    def show(self, query: str, settle_s: float = 6.0) -> None:
+        """Open a page of the viewer and let it draw."""
+        self.driver.get(self.address + query)
+        time.sleep(settle_s)
+
     def thumbnails(self) -> list[str]:
         """Texts of the series in the study browser."""
         found = self.driver.find_elements(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -132,10 +133,15 @@ def _held(archive: Orthanc, name: str, positive: bool) -> Viewed:
         volume=volume,
         headers=headers,
         now=NOW,
-        settings=replace(ReportSettings()),
+        settings=ReportSettings(narrative=True, key_objects=True, parametric_map=True),
     )
     for path in sorted(folder.glob("*.dcm")):
-        upload(archive.http_port, path.read_bytes())
+        # Debian's Orthanc has no JPEG-LS decoder for its own viewer.
+        ds = dcmread(path)
+        ds.decompress()
+        buffer = BytesIO()
+        ds.save_as(buffer)
+        upload(archive.http_port, buffer.getvalue())
     for item in results.objects:
         upload(archive.http_port, item.encoded)
     return Viewed(study_uid=study_uid, volume=volume, result=result, results=results)

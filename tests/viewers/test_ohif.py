@@ -14,8 +14,6 @@ from tests.viewers.conftest import PEAK_SHARES
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
-GREEN = (0, 255, 0)
-
 
 @pytest.fixture
 def viewer(chromium, ohif_address, shots):
@@ -31,7 +29,8 @@ def lit(picture):
 def test_the_study_lists_every_series(viewer, positive):
     viewer.open(positive.study_uid)
     listed = "\n".join(viewer.thumbnails())
-    for words in ("CTPA", "AI summary", "AI heatmaps", "AI triage SR"):
+    for words in ("CTPA", "AI summary", "AI heatmaps", "AI triage SR", "AI narrative",
+                  "AI key objects", "AI Grad-CAM map"):  # fmt: skip
         assert words in listed
     assert lit(viewer.viewport("study")) > 0.1
     assert viewer.console() == []
@@ -73,10 +72,35 @@ def test_the_report_leads_from_key_slice_to_key_slice(viewer, positive):
     viewer.open(positive.study_uid)
     viewer.open_series("AI triage SR")
     viewer.press_if_there("No")
-    seen = []
-    for number in range(len(positive.result.key_slices)):
-        assert (viewer.viewport(f"sr-{number + 1}") == GREEN).all(axis=2).sum() > 50
-        seen.append(viewer.image_number())
+    rows, columns = positive.volume.hu_zyx.shape[1:]
+    for number, key in enumerate(positive.result.key_slices, start=1):
+        viewer.shot(f"sr-{number}")
+        assert viewer.image_number() == key.z + 1
+        x, y = source_point(key, positive.volume)
+        tip = viewer.arrow_tip()
+        assert tip is not None
+        assert np.hypot(*np.subtract(tip, viewer.on_screen(x, y, columns, rows))) < 5
+        assert f"Model score of slice (0 to 1): {key.probability:.2f}" in viewer.text()
         viewer.next_measurement()
-    assert seen == [key.z + 1 for key in positive.result.key_slices]
+    assert viewer.console() == []
+
+
+@pytest.mark.parametrize("name", ["positive", "refused"])
+def test_the_narrative_opens_as_text(viewer, request, name):
+    held = request.getfixturevalue(name)
+    viewer.open(held.study_uid)
+    viewer.open_series("AI narrative")
+    viewer.shot(f"narrative-{name}")
+    text = viewer.text()
+    assert "CT Chest Report" in text
+    assert "Triage aid: a negative result does not exclude PE." in text
+    assert held.result.reason in text
+    assert viewer.console() == []
+
+
+def test_a_refused_study_says_so(viewer, refused):
+    viewer.open(refused.study_uid)
+    assert all("PE NOT EVALUATED" in words for words in viewer.thumbnails()[1:])
+    viewer.open_series("AI summary")
+    assert lit(viewer.viewport("refused-summary")) > 0.02
     assert viewer.console() == []

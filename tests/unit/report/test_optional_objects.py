@@ -120,13 +120,20 @@ def test_requests_of_the_images_are_named(scene, tmp_path):
     assert request.StudyInstanceUID == scene.study.study_uid
 
 
-def test_groups_of_the_exam_share_what_is_tracked(positive):
+@pytest.mark.parametrize("blank", [(), (0,), (1, 2)])
+def test_groups_of_the_exam_share_what_is_tracked(scene, blank):
     """OHIF opens nothing where a group of its own has no region (docs/viewers.md)."""
-    report = hd.sr.srread(BytesIO(positive.results.objects[0].encoded))
-    planar = report.content.get_planar_roi_measurement_groups()
-    other = report.content.get_image_measurement_groups()
+    result = scene.result()
+    keys = tuple(
+        replace(key, heatmap_yx=np.zeros((4, 4), np.float32)) if i in blank else key
+        for i, key in enumerate(result.key_slices)
+    )
+    (item,) = scene.report(replace(result, key_slices=keys)).objects
+    content = hd.sr.srread(BytesIO(item.encoded)).content
+    planar = content.get_planar_roi_measurement_groups()
+    other = content.get_image_measurement_groups()
     assert {g.tracking_uid for g in other} == {planar[0].tracking_uid}
-    assert len({g.tracking_uid for g in planar}) == len(positive.result.key_slices)
+    assert len({g.tracking_uid for g in planar}) == len(keys) - len(blank)
 
 
 SITE = """
