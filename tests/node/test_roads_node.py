@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fhir.resources.R4B.bundle import Bundle
-from pydicom import dcmread
+from pydicom.uid import SecondaryCaptureImageStorage
+from pynetdicom import AE, evt
 from standardwebhooks import Webhook
 
 from tests.node.conftest import QUICK, NewStudy, storescu
@@ -19,6 +23,27 @@ from tests.support.roads import HttpPeer, MllpListener, UpsServer
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TOKEN = "Bearer token-of-the-hospital"
 PLANTED = ("PLANTED^ROADS", "PID-ROADS-77", "ACC-ROADS")
+
+
+PICTURES = ("SUMMARY", "HEATMAP")
+
+
+@contextmanager
+def captures_only() -> Iterator[tuple[str, list[str]]]:
+    """A storage SCP that knows Secondary Capture and nothing else: its address, and what it got."""
+    taken: list[str] = []
+
+    def store(event: Any) -> int:
+        taken.append(str(event.request.AffectedSOPInstanceUID))
+        return 0x0000
+
+    ae = AE(ae_title="PICKY")
+    ae.add_supported_context(SecondaryCaptureImageStorage)
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
+    try:
+        yield f"PICKY@127.0.0.1:{server.socket.getsockname()[1]}", taken
+    finally:
+        server.shutdown()
 
 
 def toml(name: str, **values: str) -> str:
@@ -44,6 +69,7 @@ def test_every_destination_gets_its_own_set(
     )
     with (
         StoreScp(tmp_path / "reading") as reading,
+        captures_only() as (picky, taken),
         MllpListener() as ris,
         HttpPeer(lambda _r: (200, {}, PLANTED[0].encode())) as ehr,
         HttpPeer() as pager,
@@ -58,6 +84,7 @@ def test_every_destination_gets_its_own_set(
                 address=quoted(reading.address),
                 kinds='["SUMMARY"]',
             )
+            + toml("picky", type='"dicom"', address=quoted(picky))
             + toml("ris", type='"hl7"', address=quoted(f"127.0.0.1:{ris.port}"))
             + toml(
                 "ehr",
@@ -106,14 +133,27 @@ def test_every_destination_gets_its_own_set(
         assert got[store_scp.address] == dicom
         assert (got["reading"], got["ris"], got["ehr"]) == (["SUMMARY"], ["HL7"], ["FHIR"])
         assert (got["pager"], got["ups"]) == (["WEBHOOK"], ["UPS"])
-        states = {d["state"] for r in document["results"] for d in r["deliveries"]}
-        assert states == {"SENT"}
+        refused = [
+            (result["kind"], sent["destination"], sent["state"])
+            for result in document["results"]
+            for sent in result["deliveries"]
+            if sent["state"] != "SENT"
+        ]
+        assert refused == [("SR", "picky", "PARKED")]
+        (words,) = (
+            sent["last_error"]
+            for result in document["results"]
+            for sent in result["deliveries"]
+            if sent["state"] == "PARKED"
+        )
+        assert "does not accept Comprehensive 3D SR Storage from us" in words
+        assert sorted(taken) == sorted(
+            r["sop_instance_uid"] for r in document["results"] if r["kind"] in PICTURES
+        )
 
         # What each of them has is what `show` says, and what was persisted.
         summary = next(r for r in document["results"] if r["kind"] == "SUMMARY")
-        assert [ds.SOPInstanceUID for ds in map(dcmread, reading.files())] == [
-            summary["sop_instance_uid"]
-        ]
+        assert dict(reading.stored(study_uid)) == {summary["sop_instance_uid"]: 1}
         by_kind = {r["kind"]: Path(r["path"]) for r in document["results"]}
         (message,) = ris.messages
         assert ris.received[0] == by_kind["HL7"].read_bytes()
