@@ -146,6 +146,8 @@ def place_on_slice(
     )
     looking = np.where(inside_y[:, None] & inside_x, map_hw, -1.0)
     i, j = np.unravel_index(int(np.argmax(looking)), looking.shape)
+    if looking[i, j] <= 0:  # what the slice shows of the map comes from cells beyond its edge
+        return heatmap, peak_in_voxels(heatmap, rows, columns)
     return heatmap, (
         float(np.clip(places[0][i], 0, rows - 1)),
         float(np.clip(places[1][j], 0, columns - 1)),

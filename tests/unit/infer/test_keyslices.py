@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pe_triage.domain import CtVolume
+from pe_triage.imaging.lungs import Box
 from pe_triage.infer import keyslices
-from pe_triage.infer.keyslices import choose_slices, key_slices, on_slice, peak_in_voxels
+from pe_triage.infer.keyslices import (
+    choose_slices,
+    key_slices,
+    on_slice,
+    peak_in_voxels,
+    place_on_slice,
+)
 from pe_triage.infer.predictor import Predictor
+from pe_triage.model.encoders import Grid
 
 
 @given(
@@ -97,7 +105,7 @@ def test_key_slices_of_a_volume(predictor: Predictor, make_volume: Callable[...,
         assert key.probability == inference.prediction.slice_probability_z[key.z]
         assert key.attention == inference.prediction.attention_z[key.z]
         assert key.heatmap_yx.dtype == np.float32
-        assert key.heatmap_yx.shape == (4, 3)
+        assert key.heatmap_yx.shape == (8, 6), "twice the network's grid, the slice's part of it"
         assert key.heatmap_yx.min() >= 0
         assert key.heatmap_yx.max() == 1
         assert key.heatmap_yx.std() > 0
@@ -112,11 +120,64 @@ def test_a_map_of_zeros_is_kept_as_zeros(
     volume = make_volume()
     inference = predictor.predict(volume)
     monkeypatch.setattr(
-        keyslices, "gradcam", lambda n, f, maps, s, score: np.zeros_like(maps[:, 0])
+        keyslices, "gradcam", lambda n, f, maps, *_: np.zeros_like(np.asarray(maps)[:, 0])
     )
     for key in key_slices(volume, inference, predictor, 3):
         assert not key.heatmap_yx.any()
         assert key.peak_yx == (63.5, 63.5)
+
+
+WHOLE = Box(top=0, bottom=512, left=0, right=512)
+
+
+def test_a_cell_is_placed_where_it_looks() -> None:
+    """Size 256 and stride 32 on 512 voxels: cell i looks at pixel 32i, voxels 64i and 64i + 1."""
+    heat = np.zeros((8, 8), np.float32)
+    heat[2, 5] = 1
+    placed, peak = place_on_slice(heat, 512, 512, box=WHOLE, size=256, grid=Grid(origin=0, step=32))
+    assert peak == (128.5, 320.5)
+    assert placed.shape == (16, 16)
+    # the four tiles around that place, and no other as high
+    assert np.argwhere(placed > 0.8).tolist() == [[3, 9], [3, 10], [4, 9], [4, 10]]
+    centre = np.average((np.arange(16) + 0.5) * 32 - 0.5, weights=placed.sum(axis=1))
+    assert centre == pytest.approx(128.5, abs=1)
+
+
+def test_a_box_is_placed_back_into_its_slice() -> None:
+    """The box's 160 rows and 200 columns fill a square of 200, of 100 pixels: 2 voxels a pixel."""
+    box = Box(top=100, bottom=260, left=50, right=250)
+    heat = np.zeros((10, 10), np.float32)
+    heat[6, 3] = 1  # pixel (60, 30), voxel (120.5, 60.5) of the square, 20 rows of it are air
+    placed, peak = place_on_slice(heat, 400, 300, box=box, size=100, grid=Grid(origin=0, step=10))
+    assert peak == (100 - 20 + 120.5, 50 + 60.5)
+    assert placed.shape == (40, 30)
+    assert not placed[:10].any()
+    assert not placed[26:].any()
+    assert not placed[:, :5].any()
+    assert not placed[:, 25:].any()
+    assert np.unravel_index(placed.argmax(), placed.shape) == (20, 11)
+
+
+@given(
+    st.integers(30, 600), st.integers(30, 600), st.integers(0, 7), st.integers(0, 7),
+    st.sampled_from([0.0, 15.5, 31.0]),
+)  # fmt: skip
+def test_peak_and_heatmap_agree(rows: int, columns: int, i: int, j: int, origin: float) -> None:
+    heat = np.zeros((8, 8), np.float32)
+    heat[i, j] = 1
+    box = Box(top=0, bottom=rows, left=0, right=columns)
+    placed, peak = place_on_slice(
+        heat, rows, columns, box=box, size=256, grid=Grid(origin=origin, step=32)
+    )
+    assert 0 <= peak[0] <= rows - 1
+    assert 0 <= peak[1] <= columns - 1
+    if not placed.any():
+        return  # the cell looks at the padding
+    assert placed.max() == 1
+    found = peak_in_voxels(placed, rows, columns)
+    cell = max(rows, columns) / 8
+    assert abs(found[0] - peak[0]) <= cell
+    assert abs(found[1] - peak[1]) <= cell
 
 
 def test_thin_and_thick_series_keep_the_same_distance(

@@ -204,16 +204,21 @@ def test_reading_a_card_imports_no_torch(bundle: Path) -> None:
 
 
 def test_the_untrained_bundle_is_the_same_in_every_process(tmp_path: Path) -> None:
-    here = materialize_untrained(tmp_path / "a")
+    card = read_card(materialize_untrained(tmp_path / "a"))
+    here = materialize_untrained(tmp_path / "a", SMALL)
     script = (
         "import sys; from pathlib import Path; import torch; torch.set_num_threads(2); "
         "torch.manual_seed(5); from pe_triage.model.builtin import materialize_untrained; "
-        "materialize_untrained(Path(sys.argv[1]))"
+        "from pe_triage.model.spec import ModelSpec; import json; "
+        "materialize_untrained(Path(sys.argv[1]), ModelSpec.from_json(json.loads(sys.argv[2])))"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "b")], check=True, timeout=120)
-    card, other = read_card(here), read_card(tmp_path / "b" / here.name)
-    assert other == replace(card, created=other.created)
-    assert other.sha256 == card.sha256
+    spec = json.dumps(SMALL.to_json())
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "b"), spec], check=True, timeout=120
+    )
+    small, other = read_card(here), read_card(tmp_path / "b" / here.name)
+    assert other == replace(small, created=other.created)
+    assert other.sha256 == small.sha256
     assert card.intended_use is IntendedUse.UNTRAINED
     assert not card.calibrated
     # golden: results name this identity, so a version of ours must not change it by accident
