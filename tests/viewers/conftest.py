@@ -138,7 +138,7 @@ def _held(archive: Orthanc, name: str, positive: bool) -> Viewed:
     for path in sorted(folder.glob("*.dcm")):
         # Debian's Orthanc has no JPEG-LS decoder for its own viewer.
         ds = dcmread(path)
-        ds.decompress()
+        ds.decompress(generate_instance_uid=False)
         buffer = BytesIO()
         ds.save_as(buffer)
         upload(archive.http_port, buffer.getvalue())

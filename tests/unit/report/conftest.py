@@ -287,19 +287,7 @@ def positive(cases: Callable[[str], Case]) -> Case:
     return cases("positive")
 
 
-def _case(name: str) -> Case:
-    scene = make_scene()
-    result = CASES[name](scene)
-    return Case(name=name, scene=scene, result=result, results=scene.report(result))
-
-
 @pytest.fixture(scope="session")
-def positive() -> Case:
-    """Return a positive exam with its report alone."""
-    return _case("positive")
-
-
-@pytest.fixture(scope="session")
-def negative() -> Case:
-    """Return a negative exam with its report alone."""
-    return _case("negative")
+def negative(cases: Callable[[str], Case]) -> Case:
+    """Return the negative case; shared, so tests must not change it."""
+    return cases("negative")
