@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import cast
 
 from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
@@ -242,7 +241,9 @@ def _read_header(delivery: Delivery) -> _EncodedObject:
         raise PermanentDeliveryError(f"{path} no longer exists") from None
     except OSError as error:
         raise PermanentDeliveryError(f"cannot read {path}: {error.strerror}") from error
-    except (InvalidDicomError, AttributeError, ValueError) as error:
+    except PermanentDeliveryError:
+        raise
+    except Exception as error:  # pydicom raises many kinds on damaged bytes
         raise PermanentDeliveryError(f"{path} has no usable file meta information") from error
     if encoded.sop_instance_uid != delivery.sop_instance_uid:
         raise PermanentDeliveryError(f"{path} holds another object than the one to deliver")

@@ -8,9 +8,10 @@ time) and never an image.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from pe_triage.assemble.completeness import (
@@ -25,6 +26,7 @@ from pe_triage.domain import InstanceRole, ReceivedInstance
 from pe_triage.logs import get_logger
 from pe_triage.node.files import to_received
 from pe_triage.receive.spool import AssociationEvent, EventRecord
+from pe_triage.store.engine import StoreUnavailableError
 from pe_triage.store.jobs import JobQueue, StudyChangedError
 from pe_triage.store.studies import StudyProgress, StudyStore
 
@@ -43,6 +45,8 @@ class _Judged:
     """Verdicts on a study's series, good as long as nothing has been added to it."""
 
     instances: int
+    since: datetime
+    """First arrival of what no run holds yet: a study that grows a day later starts anew."""
     series: tuple[SeriesProgress, ...]
 
 
@@ -81,6 +85,7 @@ class Assembler:
         self._lock = threading.Lock()
         self._associations: dict[str, _Association] = {}
         self._judged: dict[str, _Judged] = {}
+        self._drained_s: float | None = None
         self._log = get_logger()
 
     def note_event(self, association_id: str, record: EventRecord) -> None:
@@ -98,6 +103,10 @@ class Assembler:
             for key in ended[:-REMEMBERED]:
                 del self._associations[key]
 
+    def note_drained(self, started_s: float) -> None:
+        """Say that all that was acknowledged before `started_s` (monotonic) is in the database."""
+        self._drained_s = started_s
+
     def calling_aet(self, association_id: str) -> str | None:
         """Calling AE title of an association, where its opening was seen."""
         with self._lock:
@@ -105,13 +114,33 @@ class Assembler:
             return None if known is None else known.calling_aet
 
     def tick(self) -> int:
-        """Judge every receiving study; returns how many were found complete."""
+        """Judge every receiving study; returns how many were found complete.
+
+        Silence counts only up to the moment that the journal was last found empty: while the
+        indexer lags behind the receivers (a locked database, a restart), acknowledged images of a
+        study that looks silent still lie in ``incoming/``.
+        """
+        # Read before the studies are: what they hold is then at least as new.
+        drained_s = self._drained_s
+        if drained_s is None:
+            return 0
+        now = self._clock() - timedelta(seconds=max(0.0, time.monotonic() - drained_s))
         receiving = self._studies.receiving()
         if receiving:
             self._end_orphans()
         for gone in self._judged.keys() - {study.study_uid for study in receiving}:
             del self._judged[gone]
-        return sum(self._judge(study) for study in receiving)
+        complete = 0
+        for study in receiving:
+            try:
+                complete += self._judge(study, now)
+            except StoreUnavailableError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the studies behind it must be judged too
+                self._log.error(
+                    "study.judge_failed", study_uid=study.study_uid, error=type(error).__name__
+                )
+        return complete
 
     def _end_orphans(self) -> None:
         """Count associations as aborted whose receiver died: none will say that they ended."""
@@ -127,21 +156,21 @@ class Assembler:
                 )
                 self._log.warning("association.lost", association_id=association_id)
 
-    def _judge(self, study: StudyProgress) -> bool:
-        now = self._clock()
+    def _judge(self, study: StudyProgress, now: datetime) -> bool:
         quiet_for_s = (now - study.last_activity_at).total_seconds()
         if 0 <= quiet_for_s < min(self._completeness.grace_s, self._completeness.quiet_s):
             # Nothing can close it yet, so its series need not be looked at.
             return False
         open_associations, all_released = self._associations_of(study)
+        judged = self._judged_of(study)
         decision = judge_completeness(
             Progress(
                 instances=study.instances,
-                first_instance_at=study.received_at,
+                first_instance_at=judged.since,
                 last_instance_at=study.last_activity_at,
                 open_associations=open_associations,
                 all_released=all_released,
-                series=self._series_of(study),
+                series=judged.series,
             ),
             self._completeness,
             now,
@@ -182,12 +211,15 @@ class Assembler:
             )
         return open_count, all_released
 
-    def _series_of(self, study: StudyProgress) -> tuple[SeriesProgress, ...]:
+    def _judged_of(self, study: StudyProgress) -> _Judged:
         known = self._judged.get(study.study_uid)
         if known is not None and known.instances == study.instances:
-            return known.series
+            return known
         by_series: dict[str, list[ReceivedInstance]] = {}
+        since = study.last_activity_at
         for row in self._studies.instances(study.study_uid):
+            if row.run is None:
+                since = min(since, row.received_at)
             if row.role is InstanceRole.IMAGE:
                 by_series.setdefault(row.series_uid, []).append(to_received(row, self._data_dir))
         series = tuple(
@@ -197,5 +229,6 @@ class Assembler:
             )
             for _uid, instances in sorted(by_series.items())
         )
-        self._judged[study.study_uid] = _Judged(instances=study.instances, series=series)
-        return series
+        judged = _Judged(instances=study.instances, since=since, series=series)
+        self._judged[study.study_uid] = judged
+        return judged

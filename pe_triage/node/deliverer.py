@@ -13,8 +13,10 @@ from pe_triage.deliver.backoff import next_attempt_s
 from pe_triage.deliver.outcomes import Sent
 from pe_triage.deliver.statuses import Verdict
 from pe_triage.domain import Delivery, DeliveryState
+from pe_triage.identity import identity_of
 from pe_triage.logs import get_logger
 from pe_triage.routing import MESSAGE_KINDS
+from pe_triage.store.engine import StoreUnavailableError
 from pe_triage.store.outbox import Outbox
 from pe_triage.store.studies import StudyStore
 
@@ -123,7 +125,12 @@ class Deliverer:
 
     def _is_for_its_patient(self, item: Delivery) -> bool:
         """Recheck study and patient of the file against what was frozen when it was queued."""
-        problem = self._identity_problem(item)
+        try:
+            problem = self._identity_problem(item)
+        except StoreUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one damaged file must not block all others
+            problem = f"the result file cannot be read: {type(error).__name__}"
         if problem is None:
             return True
         self._outbox.mark(item.delivery_id, DeliveryState.PARKED, error=problem)
@@ -148,6 +155,7 @@ class Deliverer:
             ds = dcmread(
                 item.path,
                 specific_tags=[
+                    "SpecificCharacterSet",
                     "SOPInstanceUID",
                     "StudyInstanceUID",
                     "PatientID",
@@ -161,8 +169,8 @@ class Deliverer:
         same = (
             str(ds.get("StudyInstanceUID", "")) == item.study_uid
             and str(ds.get("SOPInstanceUID", "")) == item.sop_instance_uid
-            and str(ds.get("PatientID", "") or "") == study.identity.patient_id
-            and str(ds.get("IssuerOfPatientID", "") or "") == study.identity.issuer
+            and identity_of(ds.get("PatientID"), ds.get("IssuerOfPatientID"))
+            == identity_of(study.identity.patient_id, study.identity.issuer)
         )
         return None if same else "the result's identity is not that of its study; not sent"
 

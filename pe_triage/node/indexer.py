@@ -7,6 +7,7 @@ finds either nothing to do or the same work again, and doing it again changes no
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,9 +64,10 @@ class Indexer:
         SpoolError, StoreUnavailableError
             Nothing is lost: the entries stay in ``incoming/``.
         """
-        entries = self._spool.incoming_entries()[:BATCH]
+        started_s = time.monotonic()
+        entries = self._spool.incoming_entries()
         pending: list[_Pending] = []
-        for entry in entries:
+        for entry in entries[:BATCH]:
             if entry.is_event:
                 # What the association brought must be recorded before its end is known.
                 self._record(pending)
@@ -76,7 +78,10 @@ class Indexer:
             if item is not None:
                 pending.append(item)
         self._record(pending)
-        return len(entries)
+        if len(entries) <= BATCH:
+            # Whatever was acknowledged before `started_s` is in the database now.
+            self._assembler.note_drained(started_s)
+        return min(len(entries), BATCH)
 
     def _take_event(self, entry: Entry) -> None:
         record = self._spool.read_event(entry.path)
@@ -92,10 +97,13 @@ class Indexer:
         except FileNotFoundError:
             return None
         except InvalidInstanceError as error:
-            # Acknowledged, so kept: a person must see what the check on receipt let through.
-            path = self._spool.set_aside(entry.path, "unreadable")
-            self._quarantine.add(path=path.relative_to(self._data_dir), reason=str(error))
-            self._log.error("instance.unreadable", file=path.name, error=str(error))
+            self._set_unreadable_aside(entry, str(error))
+            return None
+        except OSError:
+            # The file system, not the instance: it stays where it is and is tried again.
+            raise
+        except Exception as error:  # noqa: BLE001 - one odd instance must not stop all others
+            self._set_unreadable_aside(entry, f"unreadable ({type(error).__name__})")
             return None
         final = self._spool.final_path(record.study_uid, record.sop_instance_uid)
         instance = ReceivedInstance(
@@ -126,6 +134,12 @@ class Indexer:
             self._log.warning("instance.orphan_set_aside", file=orphan.name)
             self._spool.file_away(entry.path, final)
         return _Pending(entry=entry, instance=instance, facts=facts_to_json(record.facts))
+
+    def _set_unreadable_aside(self, entry: Entry, reason: str) -> None:
+        """Keep what was acknowledged: a person must see what the check on receipt let through."""
+        path = self._spool.set_aside(entry.path, "unreadable")
+        self._quarantine.add(path=path.relative_to(self._data_dir), reason=reason)
+        self._log.error("instance.unreadable", file=path.name, error=reason)
 
     def _is_held(self, instance: ReceivedInstance) -> bool:
         return any(
