@@ -98,8 +98,10 @@ def setup_logging(
         *("httpx", "httpcore", "hl7apy"),
     ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    for name in ("apscheduler", "alembic", "sqlalchemy"):
+    for name in ("alembic", "sqlalchemy"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A timer that still runs when it is due again is said by what holds it up, not twice a second.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
 
 def get_logger(**context: Any) -> Any:
