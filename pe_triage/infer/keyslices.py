@@ -55,29 +55,6 @@ def choose_slices(
     return tuple(sorted(chosen))
 
 
-def on_slice(map_hw: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
-    """Take the part of the network's grid that covers the slice itself.
-
-    The network sees a slice that is not square in a square of air. The map is cut to the slice
-    with as many cells as the slice covers, rounded up, by linear interpolation between cell
-    centres, and scaled to its maximum again. A square slice keeps its map as it is.
-    """
-    if rows == columns:
-        return map_hw
-    side = max(rows, columns)
-    weights = []
-    for extent, offset, cells in zip(
-        (rows, columns), square_offset_yx(rows, columns), map_hw.shape, strict=True
-    ):
-        kept = max(1, math.ceil(cells * extent / side))
-        centres = (offset + (np.arange(kept) + 0.5) * extent / kept) * cells / side - 0.5
-        centres = np.clip(centres, 0, cells - 1)
-        weights.append(np.clip(1 - np.abs(centres[:, None] - np.arange(cells)), 0, None))
-    cut = (weights[0] @ map_hw @ weights[1].T).astype(np.float32)
-    scaled: NDArray[np.float32] = normalise(cut[None])[0]
-    return scaled
-
-
 def peak_in_voxels(heatmap_yx: NDArray[np.float32], rows: int, columns: int) -> tuple[float, float]:
     """Return (row, column) of the centre of the map's largest cell, in voxels of the slice.
 

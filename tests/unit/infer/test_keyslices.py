@@ -15,7 +15,6 @@ from pe_triage.infer import keyslices
 from pe_triage.infer.keyslices import (
     choose_slices,
     key_slices,
-    on_slice,
     peak_in_voxels,
     place_on_slice,
 )
@@ -65,33 +64,19 @@ def test_the_peak_is_the_centre_of_its_cell_in_voxels() -> None:
 
 def test_a_slice_that_is_not_square_gets_its_own_part_of_the_map() -> None:
     """The network's square of 512 x 512 holds 256 rows of slice between 128 and 384."""
+    box = Box(top=0, bottom=256, left=0, right=512)
     heat = np.zeros((8, 8), np.float32)
-    heat[3, 5] = 1  # rows 192..256 of the square are rows 64..128 of the slice
-    cut = on_slice(heat, 256, 512)
-    assert cut.shape == (4, 8)
-    assert np.unravel_index(cut.argmax(), cut.shape) == (1, 5)
-    assert peak_in_voxels(cut, 256, 512) == (95.5, 5.5 * 64 - 0.5)
+    heat[3, 5] = 1  # row 192 of the square is row 64 of the slice
+    cut, peak = place_on_slice(heat, 256, 512, box=box, size=256, grid=Grid(origin=0, step=32))
+    assert cut.shape == (8, 16)
+    assert peak == (64.5, 320.5)
     in_the_air = np.zeros((8, 8), np.float32)
     in_the_air[0] = 1
-    assert not on_slice(in_the_air, 256, 512).any()
-
-
-@given(st.integers(20, 600), st.integers(20, 600), st.integers(0, 7), st.integers(0, 7))
-def test_cutting_moves_a_peak_inside_the_slice_by_less_than_two_cells(
-    rows: int, columns: int, i: int, j: int
-) -> None:
-    heat = np.zeros((8, 8), np.float32)
-    heat[i, j] = 1
-    side = max(rows, columns)
-    y = (i + 0.5) * side / 8 - 0.5 - (side - rows) // 2
-    x = (j + 0.5) * side / 8 - 0.5 - (side - columns) // 2
-    cut = on_slice(heat, rows, columns)
-    if not cut.any():
-        return  # the cell lies in the padding
-    found = peak_in_voxels(cut, rows, columns)
-    assert abs(found[0] - min(max(y, 0), rows - 1)) <= 2 * side / 8
-    assert abs(found[1] - min(max(x, 0), columns - 1)) <= 2 * side / 8
-    assert cut.max() == 1
+    dark, middle = place_on_slice(
+        in_the_air, 256, 512, box=box, size=256, grid=Grid(origin=0, step=32)
+    )
+    assert not dark.any()
+    assert middle == (127.5, 255.5)
 
 
 def test_key_slices_of_a_volume(predictor: Predictor, make_volume: Callable[..., CtVolume]) -> None:
