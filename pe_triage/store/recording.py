@@ -108,15 +108,8 @@ class Recorder:
         return recorded
 
     def _load(self, batch: Sequence[BatchItem]) -> None:
-        studies, held = schema.studies, schema.instances
-        for uids in chunks(i.study_uid for i, _, _ in batch):
-            rows = self._connection.execute(
-                select(studies)
-                .where(studies.c.study_uid.in_(uids))
-                .order_by(studies.c.study_uid)
-                .with_for_update()
-            )
-            self._studies.update((row.study_uid, dict(row._mapping)) for row in rows)
+        held = schema.instances
+        self._load_studies(i.study_uid for i, _, _ in batch)
         for uids in chunks(i.sop_instance_uid for i, _, _ in batch):
             rows = self._connection.execute(
                 select(held.c.sop_instance_uid, held.c.study_uid, held.c.sha256, held.c.path).where(
@@ -124,6 +117,20 @@ class Recorder:
                 )
             )
             self._held.update((r.sop_instance_uid, (r.study_uid, r.sha256, r.path)) for r in rows)
+        # Between the two reads another recorder may have committed a study with its instances.
+        named = {i.study_uid for i, _, _ in batch} & {study for study, _, _ in self._held.values()}
+        self._load_studies(named - self._studies.keys())
+
+    def _load_studies(self, study_uids: Iterable[str]) -> None:
+        studies = schema.studies
+        for uids in chunks(study_uids):
+            rows = self._connection.execute(
+                select(studies)
+                .where(studies.c.study_uid.in_(uids))
+                .order_by(studies.c.study_uid)
+                .with_for_update()
+            )
+            self._studies.update((row.study_uid, dict(row._mapping)) for row in rows)
 
     def _one(
         self, instance: ReceivedInstance, facts: Mapping[str, Any], association_id: str
