@@ -9,6 +9,7 @@ from typing import Any
 
 from pe_triage.domain import InstanceFacts, PatientIdentity
 from pe_triage.errors import InvalidInstanceError
+from pe_triage.identity import identity_of
 from pe_triage.imaging.elements import read_elements
 from pe_triage.imaging.values import MAX_TEXT, Values
 
@@ -135,7 +136,7 @@ def read_instance(path: Path) -> InstanceRecord:
         sop_instance_uid=uids[_SOP_INSTANCE_UID],
         sop_class_uid=uids[_SOP_CLASS_UID],
         transfer_syntax_uid=elements.transfer_syntax_uid,
-        identity=PatientIdentity(
+        identity=identity_of(
             patient_id=_identifier(values, _PATIENT_ID, "Patient ID (0010,0020)"),
             issuer=_identifier(values, _ISSUER, "Issuer of Patient ID (0010,0021)"),
         ),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 import struct
-import unicodedata
 import warnings
 from collections.abc import Mapping
 
 from pydicom.charset import convert_encodings, decode_bytes
 
+from pe_triage.identity import clean_text
 from pe_triage.imaging.elements import Element
 
 MAX_TEXT = 256
@@ -126,15 +126,6 @@ class Values:
                 return str(decode_bytes(value, encodings, {ord("\\")}))
         except (LookupError, UnicodeError, ValueError, TypeError, AttributeError):
             return _ascii(value)
-
-
-def clean_text(text: str) -> str:
-    """`text` without control, format and surrogate characters (Unicode category C)."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        c if unicodedata.category(c)[0] != "C" else (" " if c.isspace() else "") for c in text
-    )
 
 
 def _ascii(value: bytes) -> str:

@@ -73,6 +73,9 @@ def text_of(ds: Dataset, keyword: str) -> str:
     element = _decoded(ds, keyword)
     if element is None or element.value is None:
         return ""
+    if isinstance(element.value, MultiValue | list | tuple):
+        # A backslash where one value belongs: the text as it stands in the file.
+        return "\\".join("" if v is None else str(v) for v in element.value).strip()
     return str(element.value).strip()
 
 

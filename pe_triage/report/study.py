@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 
 from pe_triage.domain import PatientIdentity, TriageResult
 from pe_triage.errors import PermanentError
+from pe_triage.identity import identity_of
 from pe_triage.report.headers import text_of
 
 
@@ -33,12 +34,8 @@ def check_belongs(header: Dataset, study: StudyContext, what: str) -> None:
     uid = header.get("SOPInstanceUID", "(no SOP Instance UID)")
     if str(header.get("StudyInstanceUID", "")) != study.study_uid:
         raise PermanentError(f"{what} {uid} is of another study than {study.study_uid}")
-    found = PatientIdentity(
-        patient_id=text_of(header, "PatientID"), issuer=text_of(header, "IssuerOfPatientID")
-    )
-    expected = PatientIdentity(
-        patient_id=study.identity.patient_id.strip(), issuer=study.identity.issuer.strip()
-    )
+    found = identity_of(text_of(header, "PatientID"), text_of(header, "IssuerOfPatientID"))
+    expected = identity_of(study.identity.patient_id, study.identity.issuer)
     if found != expected:
         raise PermanentError(
             f"{what} {uid} names another patient than study {study.study_uid} was queued with"
