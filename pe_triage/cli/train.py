@@ -48,7 +48,17 @@ _USES = tuple(u.value for u in IntendedUse if u is not IntendedUse.UNTRAINED)
 @click.option("--batch2", type=click.IntRange(1), default=None, help="Batch of stage 2, exams.")
 @click.option("--lr1", type=float, default=None, help="Rate of stage 1.")
 @click.option("--lr2", type=float, default=None, help="Rate of stage 2.")
-@click.option("--loss1", default=None, help="Loss of stage 1: challenge, image, exam or mixed.")
+@click.option(
+    "--loss1",
+    default=None,
+    help="Loss of stage 1: challenge, image, exam, mixed or image+attention.",
+)
+@click.option(
+    "--attention-weight",
+    type=click.FloatRange(0),
+    default=None,
+    help="Factor of the attention loss in image+attention.  [default: the spec's, else 1]",
+)
 @click.option(
     "--sampling1",
     type=click.Choice(["natural", "balanced"]),
@@ -175,10 +185,15 @@ def _train(
     stage2 = _changed(
         spec.stage2, epochs=options["epochs2"], batch=options["batch2"], lr=options["lr2"]
     )
+    loss1 = options["loss1"] or stage1.loss
+    weight = options["attention_weight"]
+    if weight is None and loss1 == "image+attention" and not stage1.attention_weight:
+        weight = 1.0  # asked for by name, for a spec whose source had none
+    stage1 = _changed(stage1, attention_weight=weight)
     settings = TrainSettings(
         stage1=stage1,
         stage2=stage2,
-        loss1=options["loss1"] or stage1.loss,
+        loss1=loss1,
         augmentation=None if options["no_augment"] else Augmentation(),
         **{
             key: options[key]

@@ -71,15 +71,31 @@ def augment(hu_npyx: Tensor, numbers_n7: Tensor) -> Tensor:
     numbers_n7
         As drawn by `Augmentation.draw`. Noise comes from torch's generator.
     """
-    angle, scale, shift_y, shift_x, offset, gain, noise = numbers_n7.unbind(dim=1)
+    moved = _moved(hu_npyx - AIR_HU, numbers_n7)
+    *_, offset, gain, noise = numbers_n7.unbind(dim=1)
+    each = (slice(None), None, None, None)
+    changed = (moved + AIR_HU) * gain[each] + offset[each]
+    return changed + torch.randn_like(changed) * noise[each]
+
+
+def move_masks(share_nyx: Tensor, numbers_n7: Tensor) -> Tensor:
+    """Turn, zoom and shift masks as `augment` does the images they belong to; nothing else.
+
+    Parameters
+    ----------
+    share_nyx
+        float32 (units, rows, columns); zero comes in from outside.
+    numbers_n7
+        Those given to `augment`.
+    """
+    return _moved(share_nyx[:, None], numbers_n7)[:, 0]
+
+
+def _moved(image_npyx: Tensor, numbers_n7: Tensor) -> Tensor:
+    angle, scale, shift_y, shift_x, *_ = numbers_n7.unbind(dim=1)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     theta = torch.stack(
         [torch.stack([cos, -sin, shift_x], dim=1), torch.stack([sin, cos, shift_y], dim=1)], dim=1
     )
-    grid = functional.affine_grid(theta, list(hu_npyx.shape), align_corners=False)
-    moved = functional.grid_sample(
-        hu_npyx - AIR_HU, grid, padding_mode="zeros", align_corners=False
-    )
-    each = (slice(None), None, None, None)
-    changed = (moved + AIR_HU) * gain[each] + offset[each]
-    return changed + torch.randn_like(changed) * noise[each]
+    grid = functional.affine_grid(theta, list(image_npyx.shape), align_corners=False)
+    return functional.grid_sample(image_npyx, grid, padding_mode="zeros", align_corners=False)

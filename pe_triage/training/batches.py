@@ -39,6 +39,9 @@ class UnitBatch(NamedTuple):
     importance_bo: Tensor
     share_b: Tensor
     slices_b: Tensor
+    clot: Tensor = torch.zeros(0, 0, 0, dtype=torch.uint8)
+    """uint8 (b × n, rows, columns): share of each pixel that is clot by the mask, of 255; zeros
+    where there is no mask. No rows where masks were not asked for."""
 
 
 class BagBatch(NamedTuple):
@@ -97,6 +100,16 @@ class UnitPlan:
         )
 
 
+class _Drawn(NamedTuple):
+    """What one exam gives to a batch."""
+
+    hu: NDArray[np.int16]
+    numbers: NDArray[np.float32]
+    image_o: NDArray[np.float32]
+    importance_o: NDArray[np.float32]
+    clot: NDArray[np.uint8]
+
+
 class UnitDataset(Dataset[UnitBatch]):
     """Batches of one epoch of stage 1; item ``step`` is this process' share of that batch.
 
@@ -106,6 +119,8 @@ class UnitDataset(Dataset[UnitBatch]):
         Validation takes one fixed number, so that its units are always the same.
     augmentation
         None for none.
+    masks
+        Whether to read clot masks too; for encoders of slices.
     """
 
     def __init__(
@@ -119,6 +134,7 @@ class UnitDataset(Dataset[UnitBatch]):
         rank: int = 0,
         world: int = 1,
         augmentation: Augmentation | None = None,
+        masks: bool = False,
     ) -> None:
         self._exams = exams
         self._spec = spec
@@ -126,6 +142,7 @@ class UnitDataset(Dataset[UnitBatch]):
         self._place = ("units", seed, epoch)
         self._rank, self._world = rank, world
         self._augmentation = augmentation
+        self._masks = masks
         self._order = self._draw_order()
 
     def __len__(self) -> int:
@@ -155,18 +172,17 @@ class UnitDataset(Dataset[UnitBatch]):
         parts = [self._draw(step, slot) for slot in slots]
         exams = [self._exams[self._order[step, slot]] for slot in slots]
         return UnitBatch(
-            hu=torch.from_numpy(np.concatenate([hu for hu, *_ in parts])),
-            numbers=torch.from_numpy(np.concatenate([numbers for _, numbers, *_ in parts])),
-            image_bo=torch.from_numpy(np.stack([image for *_, image, _ in parts])),
+            hu=torch.from_numpy(np.concatenate([part.hu for part in parts])),
+            numbers=torch.from_numpy(np.concatenate([part.numbers for part in parts])),
+            image_bo=torch.from_numpy(np.stack([part.image_o for part in parts])),
             exam_bl=torch.from_numpy(np.stack([exam.exam_l for exam in exams])),
-            importance_bo=torch.from_numpy(np.stack([weight for *_, weight in parts])),
+            importance_bo=torch.from_numpy(np.stack([part.importance_o for part in parts])),
             share_b=torch.tensor([float(exam.image_pe_z.mean()) for exam in exams]),
             slices_b=torch.tensor([float(exam.slices) for exam in exams]),
+            clot=torch.from_numpy(np.concatenate([part.clot for part in parts])),
         )
 
-    def _draw(
-        self, step: int, slot: int
-    ) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    def _draw(self, step: int, slot: int) -> _Drawn:
         exam = self._exams[self._order[step, slot]]
         rng = numpy_at(*self._place, step, slot)
         n = self._plan.units_per_exam
@@ -182,7 +198,12 @@ class UnitDataset(Dataset[UnitBatch]):
         )
         importance_n = _importance(positive_u, positive_u[u_n])
         importance = np.repeat(importance_n, truth_uo.shape[1])
-        return hu, numbers, truth_uo[u_n].ravel(), importance
+        clot = (
+            exam.read_clots_at(plan.start_u[u_n].tolist())
+            if self._masks
+            else np.zeros((0, 0, 0), dtype=np.uint8)
+        )
+        return _Drawn(hu, numbers, truth_uo[u_n].ravel(), importance, clot)
 
 
 def _draw_units(

@@ -12,6 +12,10 @@ Hounsfield units in anatomical order at the spec's size, lungs cut out where the
 rounded to whole units (an error of at most 0.5 HU, 0.00125 of the narrowest window). Windows are
 applied when a batch is used, so one cache serves every spec that is prepared alike.
 
+Where an exam has a clot mask, the share of each stored pixel that is clot lies beside its planes
+(0 to 255), for the planes that hold any; it went the same way as the Hounsfield units, so the two
+cover each other. A shard from before its exam had a mask is built anew, all others are kept.
+
 No patient's identifier is stored: `patient_key` is a digest that tells patients apart, no more.
 """
 
@@ -24,22 +28,25 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pe_triage.domain import EXAM_LABELS
-from pe_triage.errors import InputError
+from pe_triage.domain import EXAM_LABELS, CtVolume
+from pe_triage.errors import InputError, PermanentError
+from pe_triage.imaging.windows import PADDING_HU
 from pe_triage.model.card import RESIZE
 from pe_triage.model.inputs import ExamInput
 from pe_triage.model.spec import ModelSpec
 from pe_triage.model.units import UnitPlan, plan_units
+from pe_triage.training.evaluate_localisation import load_mask
 from pe_triage.training.problems import Problem, enforce_policy
 from pe_triage.training.rspect import RspectExam
 from pe_triage.training.volumes import BadExamError, load_exam
@@ -48,6 +55,9 @@ FORMAT: Final = "pe-triage-cache/2"
 INDEX_NAME: Final = "index.json"
 _SLAB: Final = 32
 _TENSORS: Final = ("hu_zyx", "image_pe_z", "exam_l")
+_CLOT_TENSORS: Final = ("clot_kyx", "clot_plane_k")
+_CLOT_HU: Final = 1000
+"""What a voxel of clot stands above `PADDING_HU` while a mask passes for Hounsfield units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +69,7 @@ class CachedExam:
     image_pe_z
         uint8 (slices,), foot to head; read-only.
     exam_l
-        float32 (9,), in the order of `EXAM_LABELS`; read-only.
+        float32 (9,), in the order of `EXAM_LABELS`, not a number where unknown; read-only.
     patient_key
         Equal for exams of one patient where headers name the patient, else the study's own.
     facts
@@ -70,6 +80,10 @@ class CachedExam:
         How many are stored: the slices, or a resampling of them (`model.units`).
     spacing_z_mm
         Distance of the source's slices.
+    clot_sha256
+        Of the clot mask; empty where the exam has none.
+    clot_planes
+        How many planes hold clot by the mask.
     """
 
     study_uid: str
@@ -82,6 +96,8 @@ class CachedExam:
     sha256: str
     planes: int
     spacing_z_mm: float
+    clot_sha256: str = ""
+    clot_planes: int = 0
 
     def __post_init__(self) -> None:
         self.image_pe_z.setflags(write=False)
@@ -94,8 +110,18 @@ class CachedExam:
 
     @property
     def positive(self) -> bool:
-        """Whether the exam shows PE."""
-        return not self.exam_l[:2].any()
+        """Whether the exam shows PE; by its images where the exam's labels are unknown."""
+        return not self.exam_l[:2].any() if self.exam_known else bool(self.image_pe_z.any())
+
+    @property
+    def exam_known(self) -> bool:
+        """Whether the exam labels are known; if not, only its images can be learnt from."""
+        return not np.isnan(self.exam_l).any()
+
+    @property
+    def masked(self) -> bool:
+        """Whether the exam has a clot mask."""
+        return bool(self.clot_sha256)
 
     def plan(self, spec: ModelSpec) -> UnitPlan:
         """Return the exam's units under a spec that the cache was built for."""
@@ -112,6 +138,19 @@ class CachedExam:
         with safe_open(self.path, framework="numpy") as file:
             hu = file.get_slice("hu_zyx")
             return np.concatenate([hu[z : z + 1] for z in z_n])
+
+    def read_clots_at(self, z_n: Sequence[int]) -> NDArray[np.uint8]:
+        """Share of clot (n, size, size), 0 to 255, of the planes `z_n`; zeros without a mask."""
+        with safe_open(self.path, framework="numpy") as file:
+            side = file.get_slice("hu_zyx").get_shape()[1]
+            out = np.zeros((len(z_n), side, side), dtype=np.uint8)
+            if self.clot_planes:
+                clots = file.get_slice("clot_kyx")
+                at = {int(z): k for k, z in enumerate(file.get_tensor("clot_plane_k"))}
+                for n, k in enumerate(at.get(int(z)) for z in z_n):
+                    if k is not None:
+                        out[n] = clots[k : k + 1][0]
+        return out
 
 
 @lru_cache(maxsize=4096)
@@ -132,6 +171,11 @@ class ShardCache:
     def phantoms(self) -> bool:
         """Whether any exam is marked as Quality Control Image: no patient."""
         return any(exam.quality_control for exam in self.exams)
+
+    @property
+    def masked(self) -> int:
+        """Number of exams with a clot mask."""
+        return sum(exam.masked for exam in self.exams)
 
 
 Progress = Callable[[int, int], None]
@@ -222,7 +266,8 @@ def verify_cache(cache: ShardCache) -> list[str]:
         try:
             with safe_open(exam.path, framework="numpy") as file:
                 said = json.loads(file.metadata()["pe_triage"])["content"]
-                intact = _content(*(file.get_tensor(name) for name in _TENSORS)) == said
+                names = [*_TENSORS, *(n for n in _CLOT_TENSORS if n in file.keys())]  # noqa: SIM118
+                intact = _content(*(file.get_tensor(name) for name in names)) == said
         except (SafetensorError, OSError, ValueError, KeyError):
             intact = False
         if not intact:
@@ -259,6 +304,7 @@ def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedE
         stop = min(start + _SLAB, planes)
         hu = np.rint(source_input.planes_hu(start, stop))
         hu_zyx[start:stop] = np.clip(hu, -32768, 32767).astype(np.int16)
+    clots = _clots(exam.mask_path, volume, source_input, spec) if exam.mask_path else {}
     # Without an identifier in the headers each study is taken for a patient of its own.
     identity = f"patient|{loaded.patient_id}" if loaded.patient_id else f"study|{exam.study_uid}"
     facts = loaded.facts
@@ -266,6 +312,7 @@ def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedE
         "hu_zyx": hu_zyx,
         "image_pe_z": np.array(loaded.image_pe_z),
         "exam_l": exam.exam_vector,
+        **clots,
     }
     header = {
         "format": FORMAT,
@@ -278,7 +325,8 @@ def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedE
         "planes": planes,
         "sop_instance_uids": list(volume.sop_instance_uids),
         "sha256": _content(hu_zyx),
-        "content": _content(*(tensors[name] for name in _TENSORS)),
+        "content": _content(*tensors.values()),
+        "clot_sha256": _content(*clots.values()) if clots else "",
         "facts": {
             "manufacturer": facts.manufacturer,
             "model_name": facts.model_name,
@@ -301,6 +349,36 @@ def _make(exam: RspectExam, path: Path, spec: ModelSpec, source: str) -> CachedE
     return opened[0]
 
 
+def _clots(
+    path: Path, volume: CtVolume, source_input: ExamInput, spec: ModelSpec
+) -> dict[str, NDArray[Any]]:
+    """Bring a mask to the stored planes by the very steps that bring the Hounsfield units there."""
+    try:
+        mask_zyx = load_mask(path, volume)
+    except PermanentError as error:
+        raise BadExamError("bad-mask", str(error)) from None
+    image: Any = nib.load(path)
+    if not mask_zyx.any() and np.any(image.dataobj):
+        raise BadExamError("bad-mask", f"mask {path.name}: it lies outside the images")
+    box = source_input.box
+    coded_zyx = np.where(
+        mask_zyx[:, box.top : box.bottom, box.left : box.right], PADDING_HU + _CLOT_HU, PADDING_HU
+    ).astype(np.int16)
+    # The lungs' box is cut already, and clots lie outside the lungs as masks of them go.
+    same = ExamInput(replace(spec, lung="none"), coded_zyx, volume.spacing_mm)
+    slabs, rows = [], []
+    for start in range(0, same.plan.planes, _SLAB):
+        planes = same.planes_hu(start, min(start + _SLAB, same.plan.planes))
+        share = np.rint((planes - PADDING_HU) * (255 / _CLOT_HU)).clip(0, 255).astype(np.uint8)
+        held = np.flatnonzero(share.any(axis=(1, 2)))
+        slabs.append(share[held])
+        rows.append(start + held)
+    return {
+        "clot_kyx": np.concatenate(slabs),
+        "clot_plane_k": np.concatenate(rows).astype(np.int64),
+    }
+
+
 def _open(path: Path) -> tuple[CachedExam, str] | None:
     """Read an exam's shard but its pixels; None where it is not there or not whole."""
     try:
@@ -310,6 +388,8 @@ def _open(path: Path) -> tuple[CachedExam, str] | None:
                 return None
             image_pe_z = file.get_tensor("image_pe_z")
             exam_l = file.get_tensor("exam_l")
+            sha = header.get("clot_sha256", "")
+            clot_planes = len(file.get_tensor("clot_plane_k")) if sha else 0
     except (OSError, SafetensorError, ValueError):
         return None
     if exam_l.shape != (len(EXAM_LABELS),):
@@ -325,6 +405,8 @@ def _open(path: Path) -> tuple[CachedExam, str] | None:
         spacing_z_mm=header["spacing_z_mm"],
         facts=header["facts"],
         sha256=header["sha256"],
+        clot_sha256=sha,
+        clot_planes=clot_planes,
     )
     return exam, header["source"]
 
@@ -338,6 +420,12 @@ def _source_digest(exam: RspectExam) -> str:
         except OSError as error:
             raise BadExamError("missing-file", f"{uid}: {error.strerror or error}") from None
         hasher.update(f"\n{uid} {pe} {stat.st_size} {stat.st_mtime_ns}".encode())
+    if exam.mask_path is not None:
+        try:
+            stat = exam.mask_path.stat()
+        except OSError as error:
+            raise BadExamError("bad-mask", error.strerror or "cannot be read") from None
+        hasher.update(f"\nmask {stat.st_size} {stat.st_mtime_ns}".encode())
     return hasher.hexdigest()
 
 
@@ -352,6 +440,7 @@ def _write_index(cache: ShardCache) -> None:
                 "positive_slices": int(exam.image_pe_z.sum()),
                 "patient_key": exam.patient_key,
                 "sha256": exam.sha256,
+                "clot_planes": exam.clot_planes if exam.masked else None,
             }
             for exam in cache.exams
         ],

@@ -116,8 +116,13 @@ def find_studies(root: Path) -> LabelledData:
     """
     if (root / TABLE_NAME).is_file():
         index = read_rspect(root)
-        rspect_studies = tuple(_from_rspect(root, exam) for exam in index.exams)
+        known = [exam for exam in index.exams if exam.exam_known]
+        if not known:
+            raise InputError(f"{root}: no exam has known exam labels: nothing to judge by")
+        rspect_studies = tuple(_from_rspect(root, exam) for exam in known)
         problems = count_problems(index.problems)
+        if len(known) < len(index.exams):
+            problems["unknown-exam-labels"] = len(index.exams) - len(known)
         return LabelledData(root=root, layout="rspect", studies=rspect_studies, problems=problems)
     truths = sorted((root / TRUTH_NAME).glob("*.json"))
     if not truths:
@@ -145,7 +150,7 @@ def _from_rspect(root: Path, exam: RspectExam) -> LabelledStudy:
         slice_truth=dict(zip(exam.sop_instance_uids, exam.image_pe.tolist(), strict=True)),
         files=tuple(exam.path_of(uid) for uid in exam.sop_instance_uids),
         detail=_detail(_read_truth(beside)) if beside.is_file() else {},
-        mask_path=mask if mask.is_file() else None,
+        mask_path=mask if mask.is_file() else exam.mask_path,
         rspect=exam,
     )
 

@@ -79,8 +79,11 @@ class Run:
     @property
     def digest(self) -> str:
         """What a resumed run must agree on."""
-        parts = [f"{n}:{e.study_uid}:{e.sha256}" for n in ("train", "validation")
-                 for e in self.split.part(n)]  # fmt: skip
+        parts = [
+            f"{n}:{e.study_uid}:{e.sha256}{':' if e.masked else ''}{e.clot_sha256}"
+            for n in ("train", "validation")
+            for e in self.split.part(n)
+        ]
         return self.settings.digest(self.spec, [*parts, str(self.pretrained or "")])
 
 
@@ -133,6 +136,8 @@ def fit(
             f"{len(loaded.adapted)} adapted, {len(loaded.ignored)} not used"
         )
     first, second = _share_out(run)
+    for line in _about_labels(run, first):
+        reporter.say(line)
     one = _stage_one(run, network, first, world)
 
     def go(plan: StagePlan, checkpoint: Checkpoint | None) -> None:
@@ -149,7 +154,7 @@ def fit(
     if network.stage2 is not None:
         embeddings = embed_all(
             network,
-            (*second, *run.split.validation),
+            (*second, *_known(run.split.validation)),
             run.out,
             world,
             reporter,
@@ -214,8 +219,12 @@ def _claim(run: Run, world: World, resume: bool) -> Checkpoint | None:
 def _share_out(run: Run) -> tuple[tuple[CachedExam, ...], tuple[CachedExam, ...]]:
     """Return the exams of stage 1 and of stage 2: the same, or of different patients."""
     exams, share = run.split.train, run.settings.stage2_share
+    if run.spec.head == "sequence" or run.settings.loss1 == "exam":
+        for name in ("train", "validation"):
+            if not _known(run.split.part(name)):
+                raise InputError(f"no exam for {name} has known exam labels")
     if not share:
-        return exams, exams
+        return exams, _known(exams)
     patients = sorted({exam.patient_key for exam in exams})
     order = numpy_at("stage2 share", run.settings.seed).permutation(len(patients))
     fresh = {patients[k] for k in order[: round(share * len(patients))]}
@@ -225,19 +234,48 @@ def _share_out(run: Run) -> tuple[tuple[CachedExam, ...], tuple[CachedExam, ...]
     )
     if not all(parts):
         raise InputError("the share of stage 2 leaves one stage without exams")
-    return parts[0], parts[1]
+    if not _known(parts[1]):
+        raise InputError("the share of stage 2 leaves it no exam with known exam labels")
+    return parts[0], _known(parts[1])
+
+
+def _known(exams: tuple[CachedExam, ...]) -> tuple[CachedExam, ...]:
+    """Return the exams whose exam labels are known: all that stage 2 may learn from."""
+    return tuple(exam for exam in exams if exam.exam_known)
+
+
+def _about_labels(run: Run, first: tuple[CachedExam, ...]) -> list[str]:
+    """Say which exams teach less than others, and whether an attention loss has masks at all."""
+    lines = []
+    exams = (*run.split.train, *run.split.validation)
+    unknown = len(exams) - len(_known(exams))
+    if unknown:
+        lines.append(f"{unknown} exams without known exam labels teach stage 1 their images only")
+    if run.settings.loss1 == "image+attention":
+        masked = [exam for exam in first if exam.masked]
+        lines.append(
+            f"attention loss: clot masks of {len(masked)} of {len(first)} exams, "
+            f"{sum(exam.clot_planes for exam in masked)} slices with clot"
+            if masked
+            else "attention loss: no exam has a clot mask, so the loss is that of the image label"
+        )
+    return lines
 
 
 def _stage_one(
     run: Run, network: ExamNetwork, exams: tuple[CachedExam, ...], world: World
 ) -> StagePlan:
     settings = run.settings
+    held_out = run.split.validation
+    if settings.loss1 == "exam":
+        exams, held_out = _known(exams), _known(held_out)
+    masks = settings.loss1 == "image+attention"
     plan = UnitPlan.of(
         settings.stage1, exams, run.spec,
         units_per_exam=settings.units_per_exam, max_steps=settings.max_steps1,
     )  # fmt: skip
     held = UnitPlan.of(
-        settings.stage1, run.split.validation, run.spec,
+        settings.stage1, held_out, run.spec,
         units_per_exam=settings.units_per_exam, max_steps=settings.max_steps1,
     )  # fmt: skip
     if min(plan.exams_per_batch, held.exams_per_batch) < world.size:
@@ -248,17 +286,20 @@ def _stage_one(
     def batches(epoch: int) -> UnitDataset:
         return UnitDataset(
             exams, run.spec, plan, seed=settings.seed, epoch=epoch, rank=world.rank,
-            world=world.size, augmentation=settings.augmentation,
+            world=world.size, augmentation=settings.augmentation, masks=masks,
         )  # fmt: skip
 
     return StagePlan(
         name="stage1",
-        module=StageOne(network, settings.loss1, precision_of(settings, world)),
+        module=StageOne(
+            network, settings.loss1, precision_of(settings, world),
+            settings.stage1.attention_weight,
+        ),
         schedule=settings.stage1,
         batches=batches,
         validation=UnitDataset(
-            run.split.validation, run.spec, held, seed=settings.seed, epoch=VALIDATION_EPOCH,
-            rank=world.rank, world=world.size,
+            held_out, run.spec, held, seed=settings.seed, epoch=VALIDATION_EPOCH,
+            rank=world.rank, world=world.size, masks=masks,
         ),
         run=run.out,
         digest=run.digest,
@@ -289,7 +330,7 @@ def _stage_two(
         module=StageTwo(network, settings.stage2.loss, precision_of(settings, world)),
         schedule=settings.stage2,
         batches=lambda epoch: bags(exams, epoch),
-        validation=bags(run.split.validation, None),
+        validation=bags(_known(run.split.validation), None),
         run=run.out,
         digest=run.digest,
     )

@@ -170,7 +170,7 @@ def run_stage(
             at.step += 1
             at.lost += lost
             at.weight += weight
-            reporter.step(at.step, f"loss {at.lost / at.weight:.4f}")
+            reporter.step(at.step, f"loss {at.lost / (at.weight or 1.0):.4f}")
             if halt:
                 checkpoint()
                 raise TrainingStoppedError(
@@ -202,7 +202,10 @@ def _step(
     if not math.isfinite(lost):
         raise PeTriageError("the loss is no longer a number: try a lower rate, or --precision fp32")
     # DistributedDataParallel takes the mean over processes: the factor makes it the sum.
-    scaler.scale(lost_weight[0] * (world.size / weight)).backward()
+    # A batch of exams without labels that this loss reads has no weight, and teaches nothing.
+    factor: float = world.size / weight if weight else 0.0
+    # Tensor.backward is typed in some releases of torch and not in others.
+    scaler.scale(lost_weight[0] * factor).backward()  # type: ignore[no-untyped-call,unused-ignore]
     scaler.unscale_(optimiser)
     nn.utils.clip_grad_norm_(parameters, settings.clip)
     scaler.step(optimiser)
@@ -219,7 +222,7 @@ def _end_epoch(
     rate: float,
 ) -> None:
     validation = validate(plan.module, plan.validation, settings, world)
-    training = at.lost / at.weight
+    training = at.lost / (at.weight or 1.0)
     better = at.best is None or validation < at.best
     if better:
         at.best, at.best_epoch = validation, at.epoch
@@ -256,6 +259,8 @@ def validate(module: nn.Module, data: Dataset[Any], settings: TrainSettings, wor
     module.train()
     if not math.isfinite(lost):
         raise PeTriageError("the validation loss is no longer a number: try a lower rate")
+    if not weight:
+        raise PeTriageError("no exam for validation has the labels that this loss reads")
     return float(lost / weight)
 
 

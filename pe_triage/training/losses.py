@@ -69,8 +69,9 @@ SLICE_LOSSES: Final = ("challenge", "image", "image+attention", "exam", "mixed")
 """What stage 1 may be trained on: those of `model.schedule.LOSSES`, and ``mixed``.
 
 ``challenge``: the metric's weights. Mind that in them an image of a negative exam counts nothing.
-``image``: the image label's plain log loss. ``image+attention``: the same; a loss on clot masks is
-not written yet. ``exam``: the exam labels alone. ``mixed``: half ``image``, half ``exam``.
+``image``: the image label's plain log loss. ``image+attention``: the same, and
+`attention.attention_loss` added where clot masks are known. ``exam``: the exam labels alone.
+``mixed``: half ``image``, half ``exam``.
 """
 
 
@@ -80,7 +81,7 @@ class SampledSlices(NamedTuple):
     Attributes
     ----------
     image_bn, exam_bl
-        Labels, 0 or 1.
+        Labels, 0 or 1; an exam whose labels are not numbers does not count in any exam loss.
     importance_bn
         Share of a unit's class in its exam over that class' share in the sample: what makes sums
         over a balanced sample stand for the exam.
@@ -116,25 +117,29 @@ def stage_one_loss(
     surest_b = image_logits_bn.detach().argmax(dim=1)
     rows = torch.arange(b, device=surest_b.device)
     weight_l = image_bn.new_tensor(EXAM_WEIGHT_VECTOR)
+    known_b = ~truth.exam_bl.isnan().any(dim=1)
     exam_b = (
         functional.binary_cross_entropy_with_logits(
-            exam_logits_bnl[rows, surest_b].float(), truth.exam_bl.float(), reduction="none"
+            exam_logits_bnl[rows, surest_b].float(),
+            truth.exam_bl.float().nan_to_num(0.0),
+            reduction="none",
         )
         * weight_l
+        * known_b[:, None]
     ).sum(dim=1)
-    count = image_bn.new_tensor(float(b))
+    count, known = image_bn.new_tensor(float(b)), known_b.sum().to(image_bn.dtype)
     if kind == "challenge":
         image_weight_b = IMAGE_WEIGHT * truth.share_b * truth.slices_b
         lost_b = image_weight_b * (truth.importance_bn * image_bn).sum(dim=1) / n
         return WeightedLoss(
-            lost_b.sum() + exam_b.sum(), image_weight_b.sum() + weight_l.sum() * count
+            lost_b.sum() + exam_b.sum(), image_weight_b.sum() + weight_l.sum() * known
         )
     if kind in ("image", "image+attention"):
         return WeightedLoss(image_bn.mean() * count, count)
     if kind == "exam":
-        return WeightedLoss(exam_b.sum(), weight_l.sum() * count)
+        return WeightedLoss(exam_b.sum(), weight_l.sum() * known)
     if kind == "mixed":
-        exam = exam_b.mean() / weight_l.sum()
+        exam = exam_b.sum() / known.clamp(min=1) / weight_l.sum()
         return WeightedLoss((image_bn.mean() + exam) / 2 * count, count)
     raise InputError(f"the loss of stage 1 must be one of {', '.join(SLICE_LOSSES)}, not {kind!r}")
 

@@ -2,8 +2,9 @@
 
     python -m pe_triage.training.make_tree PHANTOMS --out TREE
 
-Reads ``PHANTOMS/dicom/<Study>/*.dcm`` and ``PHANTOMS/truth/<Study>.json`` only; nothing of the
-phantom's code is imported. Files are hard-linked where the file system allows, else copied.
+Reads ``PHANTOMS/dicom/<Study>/*.dcm``, ``PHANTOMS/truth/<Study>.json`` and, where they are there,
+the clot masks ``PHANTOMS/truth/<Study>.nii.gz``, which become ``masks/<Study>.nii.gz``; nothing
+of the phantom's code is imported. Files are hard-linked where the file system allows, else copied.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pe_triage.imaging.facts import read_instance
 from pe_triage.training.rspect import (
     COLUMNS,
     IMAGES_NAME,
+    MASK_SUFFIX,
+    MASKS_NAME,
     QA_LABELS,
     SUFFIX,
     TABLE_NAME,
@@ -31,7 +34,7 @@ from pe_triage.training.rspect import (
 
 
 def make_tree(phantoms: Path, out: Path) -> int:
-    """Write ``train.csv`` and ``train/`` under `out`; return the number of exams.
+    """Write ``train.csv``, ``train/`` and ``masks/`` under `out`; return the number of exams.
 
     Raises
     ------
@@ -67,6 +70,10 @@ def _exam(truth_path: Path, phantoms: Path, out: Path) -> list[list[str]]:
         raise InputError(f"{truth_path}: not a phantom's truth") from None
     values = {**exam, **_qa(truth)}
     rows = []
+    mask = truth_path.with_suffix(MASK_SUFFIX)
+    if mask.is_file():
+        (out / MASKS_NAME).mkdir(exist_ok=True)
+        _link(mask, out / MASKS_NAME / mask.name)
     for path in sorted((phantoms / "dicom" / truth_path.stem).glob("*.dcm")):
         record = read_instance(path)
         folder = out / IMAGES_NAME / record.study_uid / record.series_uid

@@ -26,6 +26,7 @@ PROBLEM_CODES: Final[Mapping[str, str]] = {
     "unlisted-file": "files in an exam's directory that the table does not name; ignored",
     "unreadable-file": "a file that is no readable CT image",
     "irregular-stack": "images that do not form one regular axial stack",
+    "bad-mask": "a clot mask that cannot be read, or lies outside its exam's images",
     "wrong-identity": "a file whose header names another image than the table does",
 }
 """Code to what it means."""

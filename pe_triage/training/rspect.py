@@ -4,6 +4,10 @@ The table has one row for each image, the exam's labels repeated on every row. I
 stream: 1.8 million rows cost the UIDs and one byte for each image. Nothing is opened here but the
 table and directory listings; headers and pixels are read when the cache is built.
 
+Two things that RSPECT itself does not have, for data from elsewhere (`import_masks`): exams whose
+nine exam labels are all left empty, which are then unknown and never taken for 0; and clot masks
+under ``masks/<Study>.nii.gz``.
+
 UIDs of RSPECT are arbitrary hexadecimal names, not UIDs in the sense of PS3.5 section 9.1.
 
 Source: Colak E, et al. The RSNA Pulmonary Embolism CT Dataset. Radiology: AI 2021;3(2):e200254.
@@ -50,12 +54,17 @@ COLUMNS: Final = (
 """The 17 columns of ``train.csv``, in its order; any order is read."""
 TABLE_NAME: Final = "train.csv"
 IMAGES_NAME: Final = "train"
+MASKS_NAME: Final = "masks"
+MASK_SUFFIX: Final = ".nii.gz"
 SUFFIX: Final = ".dcm"
 
 _EXAM_COLUMNS = (*EXAM_LABELS, *QA_LABELS)
 _SAFE_UID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 """A UID becomes a file name: nothing that could lead elsewhere."""
 _BITS: Mapping[str, int] = {"0": 0, "1": 1}
+_UNKNOWN = -1
+_EXAM_BITS: Mapping[str, int] = {**_BITS, "": _UNKNOWN}
+"""An empty cell says unknown; a reader that does not know of this refuses it, guessing nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +78,12 @@ class RspectExam:
     image_pe
         uint8, one for each of `sop_instance_uids`; read-only.
     labels
-        0 or 1 for each of `EXAM_LABELS` and `QA_LABELS`.
+        0 or 1 for each of `EXAM_LABELS` and `QA_LABELS` that is known: all nine of the exam, or
+        none.
     directory
         Where the files lie: ``<SOP Instance UID>.dcm``.
+    mask_path
+        The clot mask as NIfTI, where there is one.
     """
 
     study_uid: str
@@ -80,18 +92,28 @@ class RspectExam:
     image_pe: NDArray[np.uint8]
     labels: Mapping[str, int]
     directory: Path
+    mask_path: Path | None = None
 
     def __post_init__(self) -> None:
         self.image_pe.setflags(write=False)
 
     @property
+    def exam_known(self) -> bool:
+        """Whether the nine exam labels are known."""
+        return EXAM_LABELS[0] in self.labels
+
+    @property
     def positive(self) -> bool:
-        """Whether the exam shows PE."""
+        """Whether the exam shows PE; by its images where the exam's labels are unknown."""
+        if not self.exam_known:
+            return bool(self.image_pe.any())
         return not (self.labels["negative_exam_for_pe"] or self.labels["indeterminate"])
 
     @property
     def exam_vector(self) -> NDArray[np.float32]:
-        """The nine labels, in the order of `EXAM_LABELS`."""
+        """The nine labels, in the order of `EXAM_LABELS`; not a number where unknown."""
+        if not self.exam_known:
+            return np.full(len(EXAM_LABELS), np.nan, dtype=np.float32)
         return np.array([self.labels[label] for label in EXAM_LABELS], dtype=np.float32)
 
     def path_of(self, sop_instance_uid: str) -> Path:
@@ -161,6 +183,7 @@ def read_rspect(root: Path, *, on_bad: str = "skip", check_files: bool = True) -
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{table}: not a CSV table in UTF-8 ({error})") from None
     exams = []
+    masks = _masks(root)
     for study_uid in sorted(drafts):
         draft = drafts.pop(study_uid)
         exam = RspectExam(
@@ -168,8 +191,13 @@ def read_rspect(root: Path, *, on_bad: str = "skip", check_files: bool = True) -
             series_uid=draft.series_uid,
             sop_instance_uids=tuple(draft.uids),
             image_pe=np.frombuffer(bytes(draft.image_pe), dtype=np.uint8),
-            labels=dict(zip(_EXAM_COLUMNS, draft.labels, strict=True)),
+            labels={
+                label: value
+                for label, value in zip(_EXAM_COLUMNS, draft.labels, strict=True)
+                if value != _UNKNOWN
+            },
             directory=root / IMAGES_NAME / study_uid / draft.series_uid,
+            mask_path=masks.get(study_uid),
         )
         found = [
             Problem(code=code, study_uid=study_uid, detail=detail, count=count)
@@ -225,7 +253,7 @@ def _read_table(
             continue
         series_uid, sop_uid = row[at_series].strip(), row[at_sop].strip()
         try:
-            labels = tuple([_BITS[row[at].strip()] for at in at_labels])
+            labels = tuple([_EXAM_BITS[row[at].strip()] for at in at_labels])
             image = _BITS[row[at_image].strip()]
         except KeyError as error:
             draft = drafts.setdefault(study_uid, _Draft(series_uid, (0,) * len(_EXAM_COLUMNS)))
@@ -242,6 +270,8 @@ def _read_table(
             draft.note("several-series", f"row {number} names another series")
         if labels != draft.labels:
             draft.note("contradictory-labels", f"row {number} differs from the exam's first row")
+        if 0 < labels[: len(EXAM_LABELS)].count(_UNKNOWN) < len(EXAM_LABELS):
+            draft.note("bad-value", f"row {number} leaves some exam labels empty, not all nine")
         draft.uids.append(sop_uid)
         draft.image_pe.append(image)
     if orphans:
@@ -262,6 +292,8 @@ def _read_table(
 
 def _label_problems(exam: RspectExam) -> Iterator[Problem]:
     """Say how the labels of one exam contradict each other."""
+    if not exam.exam_known:
+        return
     positives = int(exam.image_pe.sum())
     if positives and not exam.positive:
         yield Problem(
@@ -282,6 +314,19 @@ def _label_problems(exam: RspectExam) -> Iterator[Problem]:
     for rule in RULES:
         if broken[rule]:
             yield Problem(code="rule-violation", study_uid=exam.study_uid, detail=f"not {rule}")
+
+
+def _masks(root: Path) -> dict[str, Path]:
+    """Clot masks by Study Instance UID; none where there is no directory of them."""
+    try:
+        names = os.listdir(root / MASKS_NAME)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {
+        name.removesuffix(MASK_SUFFIX): root / MASKS_NAME / name
+        for name in names
+        if name.endswith(MASK_SUFFIX)
+    }
 
 
 def _file_problems(exam: RspectExam) -> Iterator[Problem]:

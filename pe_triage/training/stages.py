@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from pe_triage.errors import InputError
 from pe_triage.model.labels import consistent_probabilities
 from pe_triage.model.network import ExamNetwork
-from pe_triage.training.augment import augment
+from pe_triage.training.attention import attention_loss, clot_cells, needs_cells
+from pe_triage.training.augment import augment, move_masks
 from pe_triage.training.batches import BagBatch, UnitBatch
 from pe_triage.training.inputs import windowed
 from pe_triage.training.losses import (
@@ -28,10 +29,26 @@ class StageOne(nn.Module):
         One of `losses.SLICE_LOSSES`.
     precision
         Type of autocast; float32 for none.
+    attention_weight
+        Factor of the attention loss where `kind` is ``image+attention``.
+
+    Raises
+    ------
+    InputError
+        ``image+attention`` for an encoder that has no map of the image label over one slice.
     """
 
-    def __init__(self, network: ExamNetwork, kind: str, precision: torch.dtype) -> None:
+    def __init__(
+        self,
+        network: ExamNetwork,
+        kind: str,
+        precision: torch.dtype,
+        attention_weight: float = 1.0,
+    ) -> None:
         super().__init__()
+        self._attention_weight = attention_weight if kind == "image+attention" else 0.0
+        if kind == "image+attention":
+            needs_cells(network)
         self.encoder = network.encoder
         self.slice_heads = network.slice_heads
         self._spec, self._kind, self._precision = network.spec, kind, precision
@@ -45,7 +62,8 @@ class StageOne(nn.Module):
         with torch.autocast(
             images.device.type, self._precision, enabled=self._precision != torch.float32
         ):
-            feat = self.encoder(images)
+            maps = self.encoder.maps(images)
+            feat = self.encoder.embed_maps(maps)
         image, exam = self.slice_heads(feat.float())
         shape = batch.image_bo.shape
         # Every output of a window answers for the exam with its window's logits.
@@ -54,6 +72,18 @@ class StageOne(nn.Module):
             batch.image_bo, batch.exam_bl, batch.importance_bo, batch.share_b, batch.slices_b
         )
         loss = stage_one_loss(image.reshape(shape), exam.reshape(*shape, -1), truth, self._kind)
+        # A batch without clot takes the image loss' own path: adding a zero would change the layout
+        # of gradients, and with it their rounding.
+        if self._attention_weight and batch.clot.any():
+            share = batch.clot.float() / 255
+            if len(batch.numbers):
+                share = move_masks(share, batch.numbers)
+            cells = clot_cells(share, self.encoder.grid, maps.shape[-2:])
+            cells = cells * batch.image_bo.reshape(-1, 1, 1)
+            pulled_n = attention_loss(self.slice_heads.image_map(maps.float())[:, 0], cells)
+            # Slices without clot add nothing, and the weight stays the image loss' own.
+            more = self._attention_weight * pulled_n.mean() * loss.weight
+            loss = WeightedLoss(loss.lost + more, loss.weight)
         return torch.stack(loss)
 
 
