@@ -24,6 +24,9 @@ from pe_triage.routing import Route
 
 T = TypeVar("T")
 
+TABLES = frozenset({"eligibility", "destinations", "policy", "report"})
+"""Keys that only a configuration file can hold."""
+
 ENV_PREFIX = "PE_TRIAGE_"
 
 ENV_NOT_SETTINGS = frozenset({"PE_TRIAGE_CONFIG", "PE_TRIAGE_REQUIRE_PEERS"})
@@ -130,7 +133,12 @@ class Settings(BaseModel):
     )
 
     # --- results
-    institution: str = Field(default="", description="Institution name written on results.")
+    policy: dict[str, Any] = Field(
+        default_factory=dict, description="Table of the triage policy (docs/configuration.md)."
+    )
+    report: dict[str, Any] = Field(
+        default_factory=dict, description="Table of what the results hold (docs/configuration.md)."
+    )
 
     # --- operation
     drain_s: Annotated[float, Field(ge=0)] = Field(
@@ -284,7 +292,7 @@ def _checked(parse: Callable[[str], T], text: str) -> T:
 
 
 def _from_env(key: str, variable: str, value: str) -> Any:
-    if key in ("eligibility", "destinations"):
+    if key in TABLES:
         raise ConfigurationError(f"{variable}: {key} is a table; set it in a configuration file")
     return value
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pe_triage.domain import ModelIdentity, TriageResult
+from pe_triage.report.policy import TriagePolicy
 
 
-def analysis_document(result: TriageResult) -> dict[str, Any]:
+def analysis_document(result: TriageResult, policy: TriagePolicy) -> dict[str, Any]:
     """What a result says of the images, as stored with its run.
 
     Slices are in anatomical order, foot to head. What the rule for bundles not made for patients
@@ -22,6 +23,7 @@ def analysis_document(result: TriageResult) -> dict[str, Any]:
         "slices": [],
         "key_slices": [k.sop_instance_uid for k in result.key_slices],
         "model": None if result.model is None else model_document(result.model),
+        "policy": {"name": policy.name, "rules": list(policy.describe())},
     }
     if prediction is None:
         return document

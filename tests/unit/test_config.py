@@ -70,3 +70,34 @@ def test_every_setting_is_documented_with_its_default() -> None:
         assert (field.description or "?") in row, f"docs/configuration.md is outdated on {name}"
         if field.default_factory is None:
             assert f"`{field.default!r}`" in row, f"wrong default of {name} in the docs"
+
+
+def toml_blocks() -> dict[str, dict[str, object]]:
+    import re
+    import tomllib
+
+    found: dict[str, dict[str, object]] = {}
+    for block in re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S):
+        found.update(tomllib.loads(block))
+    return found
+
+
+def test_the_documented_tables_are_the_ones_that_are_read() -> None:
+    import dataclasses
+
+    from pe_triage.assemble.rules import EligibilityRules
+    from pe_triage.domain import Decision
+    from pe_triage.report.policy import TriagePolicy
+    from pe_triage.report.settings import ReportSettings
+
+    tables = toml_blocks()
+    documented = EligibilityRules.from_table(tables["eligibility"])
+    assert documented == EligibilityRules(), "docs state other defaults"
+    keys = {f.name for f in dataclasses.fields(EligibilityRules)} - {"lung_or_bone_kernels"}
+    assert set(tables["eligibility"]) == keys
+    policy = TriagePolicy.from_table(tables["policy"])
+    for labels in ({"rv_lv_ratio_gte_1"}, {"central_pe"}, {"leftsided_pe"}, {"chronic_pe"}):
+        findings = dict.fromkeys(labels, Decision.PRESENT)
+        assert policy.priority_of(findings)[0] is TriagePolicy().priority_of(findings)[0]
+    settings = ReportSettings.from_table(tables["report"])
+    assert dataclasses.replace(settings) == ReportSettings()
