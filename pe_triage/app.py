@@ -67,11 +67,13 @@ def eligibility_rules(settings: Settings) -> EligibilityRules:
 def analysis_options(settings: Settings) -> AnalysisOptions:
     """What the analysis may be told."""
     from pe_triage.node.analysis import AnalysisOptions
+    from pe_triage.report.policy import TriagePolicy
     from pe_triage.report.settings import ReportSettings
 
+    policy = TriagePolicy.from_table(settings.policy)
     return AnalysisOptions(
         rules=eligibility_rules(settings),
-        report=ReportSettings(institution_name=settings.institution or None),
+        report=ReportSettings.from_table(settings.report, policy=policy),
         key_slices=settings.key_slices,
         allow_on_patients=settings.allow_on_patients,
         destinations=settings.destinations,
@@ -151,7 +153,8 @@ def run_node(settings: Settings) -> None:
     """
     log = get_logger()
     _check_bundle(settings)
-    eligibility_rules(settings)
+    # Every table is read before anything starts: a worker must not find the mistake.
+    analysis_options(settings)
     for table in settings.destinations:
         table.check_secrets()
     with _data_dir_lock(settings):
@@ -180,7 +183,10 @@ def run_node(settings: Settings) -> None:
         supervisor = Supervisor(
             _processes(settings, listener, node_id),
             drain_s=settings.drain_s,
-            on_death=lambda name: _release(queue, f"{node_id}/{name}/", log),
+            on_death=lambda name, pid: _release(queue, owner_of(node_id, name, pid), log),
+            on_stopped=lambda name, pid: _release(
+                queue, owner_of(node_id, name, pid), log, counted=False
+            ),
         )
         try:
             supervisor.run(
@@ -202,14 +208,15 @@ def run_worker(settings: Settings) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    owner = f"worker-{uuid.uuid4().hex[:12]}/{os.getpid()}"
+    owner = owner_of(f"worker-{uuid.uuid4().hex[:12]}", "worker", os.getpid())
     log = get_logger(owner=owner)
     worker = _build_worker(settings, engine, owner)
     log.info("worker.ready")
     try:
         worker.run(stop)
     finally:
-        JobQueue(engine).release_owner(owner)
+        queue = JobQueue(engine, max_attempts=settings.max_attempts)
+        queue.release_owner(owner, "the worker was stopped", counted=False)
     log.info("worker.stopped")
 
 
@@ -227,7 +234,7 @@ def _processes(settings: Settings, listener: socket.socket, node_id: str) -> lis
         ProcessSpec(
             name=f"worker-{n}",
             target=worker_process,
-            args=(settings, f"{node_id}/worker-{n}/"),
+            args=(settings, node_id, f"worker-{n}"),
             stop_order=1,
             awaited=False,
         )
@@ -239,8 +246,16 @@ def _processes(settings: Settings, listener: socket.socket, node_id: str) -> lis
     return [coordinator, *workers, *receivers]
 
 
-def _release(queue: JobQueue, prefix: str, log: Any) -> None:
-    released = queue.release_owner(prefix)
+def owner_of(node_id: str, name: str, pid: int) -> str:
+    """Name that a process of a node holds jobs under; none is the beginning of another."""
+    return f"{node_id}/{name}/{pid}/"
+
+
+def _release(queue: JobQueue, prefix: str, log: Any, *, counted: bool = True) -> None:
+    if counted:
+        released = queue.release_owner(prefix)
+    else:
+        released = queue.release_owner(prefix, "the node was stopped", counted=False)
     if released:
         log.warning("job.released", owner=prefix, jobs=released)
 
@@ -286,11 +301,13 @@ def receiver_process(
         )
 
 
-def worker_process(settings: Settings, owner_prefix: str, connection: Connection) -> None:
+def worker_process(
+    settings: Settings, node_id: str, name: str, connection: Connection
+) -> None:
     """Main of a worker process: the only kind that imports torch."""
     with _child(settings, connection) as link:
         engine = open_engine(settings.database_url)
-        worker = _build_worker(settings, engine, f"{owner_prefix}{os.getpid()}")
+        worker = _build_worker(settings, engine, owner_of(node_id, name, os.getpid()))
         link.ready()
         worker.run(link.stop)
 
@@ -367,6 +384,7 @@ def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
             data_dir=settings.data_dir,
             routes=settings.routes,
             lease_s=settings.lease_s,
+            drain_s=settings.drain_s,
         ),
         clock=utc_now,
     )
@@ -492,6 +510,7 @@ def analyse_folder(
     from pe_triage.node.files import write_results
 
     _check_bundle(settings)
+    options = analysis_options(settings)
     started = utc_now()
     first = instances[0]
     with tempfile.TemporaryDirectory(prefix="pe-triage-") as scratch:
@@ -502,7 +521,7 @@ def analyse_folder(
             identity=first.identity,
             instances=instances,
             predictor=predictor,
-            options=analysis_options(settings),
+            options=options,
             predecessors=(),
             now=started,
             beat=lambda: None,
@@ -518,7 +537,7 @@ def analyse_folder(
         "priority": None if result.priority is None else str(result.priority),
         "instances": len(instances),
         "run": 1,
-        **analysis_document(result),
+        **analysis_document(result, options.report.policy),
         "results": [
             {
                 "kind": str(item.kind),

@@ -8,6 +8,8 @@ sent. Result UIDs derive from the run, so whoever takes over makes the same logi
 
 from __future__ import annotations
 
+import errno
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -20,12 +22,20 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from pe_triage.domain import Job, Outcome, ResultKind, StudyManifest, StudyState
-from pe_triage.errors import LeaseLostError, PermanentError, PeTriageError, RetryableError
+from pe_triage.errors import (
+    ConfigurationError,
+    DeviceFaultError,
+    LeaseLostError,
+    PermanentError,
+    PeTriageError,
+    RetryableError,
+)
 from pe_triage.logs import get_logger
 from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study, relevant_instances
 from pe_triage.node.document import analysis_document
 from pe_triage.node.files import result_dir, to_received, write_messages, write_results
 from pe_triage.routing import Route
+from pe_triage.store.engine import StoreUnavailableError
 from pe_triage.store.jobs import JobQueue, ResultRow
 from pe_triage.store.studies import StudyStore
 
@@ -41,8 +51,37 @@ class WorkerOptions:
     data_dir: Path
     routes: tuple[Route, ...]
     lease_s: float
+    drain_s: float = 20.0
+    """Seconds after a stop within which the running job must end or be handed back."""
     poll_s: float = 0.2
     retry_s: float = 10.0
+    """First wait after a fault of the environment; it doubles up to `RETRY_MAX_S`."""
+
+
+RETRY_MAX_S = 600.0
+HAND_BACK_AT = 0.8
+"""Part of `drain_s` after which a stopping worker hands its job back: the rest is for doing so."""
+STOPPED = "the node was stopped while this was analysed; it is analysed again"
+
+ENVIRONMENT_ERRNOS = frozenset(
+    {
+        errno.EACCES,
+        errno.EAGAIN,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.ENOTCONN,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""What a file system says of itself and not of the file that was asked for."""
 
 
 class Worker:
@@ -77,10 +116,18 @@ class Worker:
         self._log = get_logger(owner=options.owner)
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop`; a claimed job is finished first."""
+        """Work until `stop`; a claimed job is finished first, or handed back when time is up.
+
+        Raises
+        ------
+        DeviceFaultError
+            The process can compute nothing more. What it held was given back.
+        """
         while not stop.is_set():
             try:
-                worked = self.step()
+                worked = self.step(stop)
+            except DeviceFaultError:
+                raise
             except Exception as error:  # noqa: BLE001 - a database that is away must not end us
                 self._log.error("worker.queue_failed", error=one_line(error))
                 stop.wait(2.0)
@@ -88,20 +135,25 @@ class Worker:
             if not worked:
                 stop.wait(self._options.poll_s)
 
-    def step(self) -> bool:
+    def step(self, stop: threading.Event | None = None) -> bool:
         """Claim and run one job; False where none is waiting."""
         job = self._queue.claim(self._options.owner, self._options.lease_s)
         if job is None:
             return False
         log = self._log.bind(study_uid=job.study_uid, job_id=job.job_id, run=job.run)
         log.info("job.claimed", attempt=job.attempt)
-        with _Heartbeat(self._queue, job, self._options) as heart:
+        with _Heartbeat(self._queue, job, self._options, stop or threading.Event()) as heart:
             try:
                 self._run_job(job, heart, log)
             except LeaseLostError:
-                log.warning("job.lease_lost")
+                if heart.handed_back:
+                    log.info("job.handed_back")
+                else:
+                    log.warning("job.lease_lost")
             except Exception as error:  # noqa: BLE001 - whatever it was, the job must end visibly
-                self._give_back(job, error, log)
+                self._give_back(job, error, heart, log)
+                if isinstance(error, DeviceFaultError) and error.process_is_lost:
+                    raise
         return True
 
     def _run_job(self, job: Job, heart: _Heartbeat, log: Any) -> None:
@@ -129,7 +181,7 @@ class Worker:
             beat=heart.check,
         )
         heart.check()
-        self._finish(job, analysis)
+        self._finish(job, analysis, heart)
         log.info(
             "job.finished",
             outcome=str(analysis.result.outcome),
@@ -147,15 +199,23 @@ class Worker:
             try:
                 found.append(dcmread(self._options.data_dir / row.path))
             except (OSError, InvalidDicomError) as error:
+                if is_environment(error):
+                    raise
                 raise PermanentError(
                     f"the report of an earlier run cannot be read: {one_line(error)}"
                 ) from None
         return found
 
-    def _finish(self, job: Job, analysis: Analysis) -> None:
+    def _finish(self, job: Job, analysis: Analysis, heart: _Heartbeat) -> None:
         result = analysis.result
         directory = result_dir(self._options.data_dir, job)
-        written = write_results(directory, analysis.objects)
+        try:
+            written = write_results(directory, analysis.objects)
+            messages = write_messages(directory, analysis.messages)
+        except RetryableError:
+            # Each claim has a directory of its own: what fills the disk must not be left behind.
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         rows = [
             ResultRow(
                 kind=item.kind,
@@ -176,44 +236,64 @@ class Worker:
                 addressee=message.destination,
                 refused=message.refused,
             )
-            for message, file, digest in write_messages(directory, analysis.messages)
+            for message, file, digest in messages
         ]
-        self._queue.finish(
-            job,
-            state=(
-                StudyState.NOT_EVALUATED
-                if result.outcome is Outcome.NOT_EVALUATED
-                else StudyState.DONE
-            ),
-            outcome=result.outcome,
-            reason=result.reason,
-            priority=result.priority,
-            document=analysis_document(result),
-            model_sha256=result.model.sha256 if result.model else None,
-            results=rows,
-            routes=self._options.routes,
+        # Done twice it is harmless, so a database that is away costs patience and no analysis.
+        heart.patiently(
+            lambda: self._queue.finish(
+                job,
+                state=(
+                    StudyState.NOT_EVALUATED
+                    if result.outcome is Outcome.NOT_EVALUATED
+                    else StudyState.DONE
+                ),
+                outcome=result.outcome,
+                reason=result.reason,
+                priority=result.priority,
+                document=analysis_document(result, self._analysis.report.policy),
+                model_sha256=result.model.sha256 if result.model else None,
+                results=rows,
+                routes=self._options.routes,
+            )
         )
 
-    def _give_back(self, job: Job, error: Exception, log: Any) -> None:
-        retry = isinstance(error, RetryableError) or not isinstance(error, PeTriageError)
+    def _give_back(self, job: Job, error: Exception, heart: _Heartbeat, log: Any) -> None:
+        environment = is_environment(error)
+        retry = environment or not isinstance(error, PeTriageError)
+        delay_s = self._options.retry_s * job.attempt
+        if environment:
+            # The token counts claims, also those that do not count as attempts.
+            doublings = min(max(job.fencing_token, 1) - 1, 16)
+            delay_s = min(self._options.retry_s * 2.0**doublings, RETRY_MAX_S)
         log.error("job.failed", error=one_line(error), attempt=job.attempt, retry=retry)
         if not isinstance(error, PeTriageError):
             log.debug("job.failed_traceback", exc_info=error)
         try:
-            self._queue.fail(
-                job, one_line(error), retry=retry, delay_s=self._options.retry_s * job.attempt
+            heart.patiently(
+                lambda: self._queue.fail(
+                    job, one_line(error), retry=retry, delay_s=delay_s, counted=not environment
+                )
             )
         except LeaseLostError:
             log.warning("job.lease_lost")
 
 
 class _Heartbeat:
-    """Renews the lease from a thread of its own while the job runs."""
+    """Renews the lease from a thread of its own while the job runs.
 
-    def __init__(self, queue: JobQueue, job: Job, options: WorkerOptions) -> None:
+    The same thread hands the job back, uncounted, when a stopping node has no more time for it:
+    the analysis itself may be deep in a library then, and is killed soon after.
+    """
+
+    def __init__(
+        self, queue: JobQueue, job: Job, options: WorkerOptions, stop: threading.Event
+    ) -> None:
         self._queue = queue
         self._job = job
         self._options = options
+        self._stop = stop
+        self.handed_back = False
+        """Whether the job was given back because the node stops."""
         self._done = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -231,15 +311,82 @@ class _Heartbeat:
         if self._lost.is_set():
             raise LeaseLostError("the lease of this job was lost")
 
+    def patiently(self, work: Callable[[], object]) -> None:
+        """Do `work`, again and again while the database does not answer.
+
+        Raises
+        ------
+        LeaseLostError
+            The job is not ours any more, or was handed back.
+        """
+        told = False
+        while True:
+            self.check()
+            try:
+                work()
+            except StoreUnavailableError as error:
+                if not told:
+                    get_logger(job_id=self._job.job_id).warning(
+                        "worker.waits_for_database", error=str(error)
+                    )
+                told = True
+                self._lost.wait(PATIENCE_S)
+                continue
+            return
+
     def _beat(self) -> None:
-        while not self._done.wait(self._options.lease_s / 3):
+        every_s = self._options.lease_s / 3
+        hand_back_at: float | None = None
+        next_beat = time.monotonic() + every_s
+        while not self._done.wait(min(every_s, TICK_S)):
+            now = time.monotonic()
+            if self._stop.is_set():
+                if hand_back_at is None:
+                    hand_back_at = now + HAND_BACK_AT * self._options.drain_s
+                if now >= hand_back_at and self._hand_back():
+                    return
+            if now < next_beat:
+                continue
             try:
                 self._queue.heartbeat(self._job, self._options.owner, self._options.lease_s)
             except LeaseLostError:
                 self._lost.set()
                 return
-            except Exception:  # noqa: BLE001, S112 - a database away for a moment; fencing decides
+            except Exception:  # noqa: BLE001 - a database away for a moment; fencing decides
+                # Soon again: the lease may have run out meanwhile.
+                next_beat = now + min(every_s, PATIENCE_S)
                 continue
+            next_beat = now + every_s
+
+    def _hand_back(self) -> bool:
+        try:
+            self._queue.fail(self._job, STOPPED, retry=True, delay_s=None, counted=False)
+        except LeaseLostError:
+            pass
+        except Exception:  # noqa: BLE001 - once more at the next tick
+            # A finish that waits for the database ends too: the supervisor releases the job.
+            if not self._lost.is_set():
+                self._lost.set()
+            return False
+        else:
+            self.handed_back = True
+        self._lost.set()
+        return True
+
+
+TICK_S = 0.25
+PATIENCE_S = 1.0
+
+
+def is_environment(error: BaseException) -> bool:
+    """Whether a fault lies with the machine and not with the study, so that no attempt counts.
+
+    A wrong setting seen while a job runs (a database that cannot be opened, a device that is
+    gone) is one too: the study did nothing to cause it.
+    """
+    if isinstance(error, OSError):
+        return error.errno in ENVIRONMENT_ERRNOS
+    return isinstance(error, RetryableError | ConfigurationError)
 
 
 def one_line(error: BaseException) -> str:
