@@ -301,9 +301,7 @@ def receiver_process(
         )
 
 
-def worker_process(
-    settings: Settings, node_id: str, name: str, connection: Connection
-) -> None:
+def worker_process(settings: Settings, node_id: str, name: str, connection: Connection) -> None:
     """Main of a worker process: the only kind that imports torch."""
     with _child(settings, connection) as link:
         engine = open_engine(settings.database_url)

@@ -83,6 +83,23 @@ class SpoolError(RetryableError):
     """An instance could not be made durable; the SCP answers A700 (out of resources)."""
 
 
+class DeviceFaultError(RetryableError):
+    """The computing device failed: out of memory, or gone.
+
+    Parameters
+    ----------
+    message
+        What it said.
+    process_is_lost
+        Nothing more can be computed in this process: a CUDA context does not outlive its errors,
+        running out of memory excepted.
+    """
+
+    def __init__(self, message: str, *, process_is_lost: bool) -> None:
+        super().__init__(message)
+        self.process_is_lost = process_is_lost
+
+
 class DeliveryError(PeTriageError):
     """A destination did not take an object.
 

@@ -36,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pe_triage.infer.faults import device_faults
 from pe_triage.infer.runtime import stage_two
 from pe_triage.model.encoders import Encoder
 from pe_triage.model.labels import pe_logits
@@ -137,6 +138,7 @@ def at_planes(raw_kthw: Tensor, position_k: Sequence[float], encoder: Encoder) -
     return torch.einsum("kt,kthw->khw", weight_kt.to(raw_kthw), raw_kthw)
 
 
+@device_faults()
 def gradcam(
     network: ExamNetwork,
     feat_zd: NDArray[np.float32],

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pe_triage.errors import ConfigurationError
+from pe_triage.infer.faults import device_faults
 from pe_triage.model.encoders import Encoder
 
 _MOST: Final = {"cpu": 16, "cuda": 64}
@@ -135,6 +136,7 @@ class TorchRuntime:
         """Preferred number of images in one call."""
         return self._batch_size
 
+    @device_faults()
     @torch.inference_mode()
     def embed(self, images_zchw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return embeddings (z, d), computed in batches of `batch_size`."""
@@ -142,6 +144,7 @@ class TorchRuntime:
         out: NDArray[np.float32] = torch.cat(parts).numpy()
         return out
 
+    @device_faults()
     @torch.inference_mode()
     def maps(self, images_nchw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the last feature maps, computed in batches of `batch_size`."""

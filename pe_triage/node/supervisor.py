@@ -8,6 +8,7 @@ started again.
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from pe_triage.node.link import READY, STOP
 
 RESTART_FIRST_S = 0.5
 RESTART_MAX_S = 30.0
+RELEASE_WAIT_S = 10.0
+"""How long an ending supervisor waits for what it gives back of killed processes."""
 STABLE_S = 60.0
 """A process that lived this long starts its restart waits from the beginning."""
 
@@ -69,8 +72,11 @@ class Supervisor:
     drain_s
         Seconds that each stop order is given before its processes are killed.
     on_death
-        Called with the name of a process that ended by itself, before it is started again: the
-        place to give back what it held.
+        Called with name and process id of a process that ended by itself: the place to give back
+        what it held. In a thread of its own, since a database that does not answer must not keep
+        a receiver from being started again.
+    on_stopped
+        Called in the same way for each that ended, or had to be killed, because the node stops.
     """
 
     def __init__(
@@ -78,12 +84,15 @@ class Supervisor:
         specs: Sequence[ProcessSpec],
         *,
         drain_s: float,
-        on_death: Callable[[str], None],
+        on_death: Callable[[str, int], None],
+        on_stopped: Callable[[str, int], None] = lambda name, pid: None,
     ) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._children = [_Child(spec=spec) for spec in specs]
         self._drain_s = drain_s
         self._on_death = on_death
+        self._on_stopped = on_stopped
+        self._releases: list[threading.Thread] = []
         self._log = get_logger()
 
     def run(self, should_stop: Callable[[], bool], on_ready: Callable[[], None]) -> None:
@@ -156,7 +165,7 @@ class Supervisor:
             child.connection = None
 
     def _buried(self, child: _Child) -> None:
-        code = child.process.exitcode
+        code, pid = child.process.exitcode, child.process.pid
         lived_s = time.monotonic() - child.started_at
         if lived_s > STABLE_S:
             child.wait_s = RESTART_FIRST_S
@@ -176,10 +185,19 @@ class Supervisor:
             child.connection = None
         child.restart_at = time.monotonic() + child.wait_s
         child.wait_s = min(child.wait_s * 2, RESTART_MAX_S)
-        try:
-            self._on_death(child.spec.name)
-        except Exception as error:  # noqa: BLE001 - the restart must go on; leases expire anyway
-            self._log.error("process.release_failed", process=child.spec.name, error=str(error))
+        self._release(self._on_death, child.spec.name, pid)
+
+    def _release(self, give_back: Callable[[str, int], None], name: str, pid: int) -> None:
+        def run() -> None:
+            try:
+                give_back(name, pid)
+            except Exception as error:  # noqa: BLE001 - leases expire anyway
+                self._log.error("process.release_failed", process=name, error=type(error).__name__)
+
+        self._releases = [thread for thread in self._releases if thread.is_alive()]
+        thread = threading.Thread(target=run, name=f"release-{name}", daemon=True)
+        thread.start()
+        self._releases.append(thread)
 
     def _stop_all(self) -> None:
         for order in sorted({child.spec.stop_order for child in self._children}):
@@ -201,7 +219,11 @@ class Supervisor:
                     self._log.warning("process.killed", process=child.spec.name)
                     child.process.kill()
                     child.process.join()
+                self._release(self._on_stopped, child.spec.name, child.process.pid)
                 child.process.close()
                 child.process = None
                 if child.connection is not None:
                     child.connection.close()
+        deadline = time.monotonic() + RELEASE_WAIT_S
+        for thread in self._releases:
+            thread.join(max(0.0, deadline - time.monotonic()))

@@ -12,6 +12,7 @@ import errno
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -390,7 +391,13 @@ def is_environment(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return class and first line of an error, bounded: it may end in a log or the database."""
-    text = " ".join(str(error).split())
-    name = "" if isinstance(error, PeTriageError) else f"{type(error).__name__}: "
-    return f"{name}{text}"[:500]
+    """Return what may be told of an error in a log or the database, in one bounded line.
+
+    Of errors that are not this program's own only the class and the place are told: libraries
+    quote the value that they stumbled over, and that may be a patient's.
+    """
+    if isinstance(error, PeTriageError):
+        return " ".join(str(error).split())[:500]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"[:500]

@@ -3,12 +3,16 @@
 Runs of one study are worked strictly in order: a run can be claimed only while no earlier one is
 QUEUED or RUNNING. Since a run never comes back from an end, that rule holds without locking the
 other rows. Leases live on the database's clock. A job that nobody finishes within `max_attempts`
-claims ends FAILED, visibly, while the others flow.
+claims ends FAILED, visibly, while the others flow. A claim counts where the study itself may be at
+fault (its worker died or raised something unforeseen); one that a full disk, an absent GPU or an
+orderly stop ended is given back uncounted, and is tried until it can be worked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +43,7 @@ from pe_triage.domain import (
 from pe_triage.errors import LeaseLostError
 from pe_triage.routing import Route
 from pe_triage.store import schema
-from pe_triage.store.engine import db_now, read, write
+from pe_triage.store.engine import StoreUnavailableError, db_now, read, write
 from pe_triage.store.finishing import ResultRow, end_run, write_results
 from pe_triage.store.runs import (
     ACTIVE,
@@ -67,6 +71,10 @@ class QueueDepth:
     def total(self) -> int:
         """Jobs that have not ended."""
         return self.queued + self.running
+
+
+OUTAGE_GRACE_S = 30.0
+"""How long after an outage of the database no worker is taken for dead."""
 
 
 def utc_now() -> datetime:
@@ -127,6 +135,7 @@ class JobQueue:
         self._engine = engine
         self._max_attempts = max_attempts
         self._clock = clock
+        self._away_at: float | None = None
 
     def enqueue(
         self,
@@ -184,7 +193,7 @@ class JobQueue:
         owner
             Names the claiming process; see `release_owner`.
         """
-        with read(self._engine) as connection:
+        with self._noticing_outage(), read(self._engine) as connection:
             # An idle worker looks without taking SQLite's one write lock.
             expired = connection.execute(select(exists().where(_expired()))).scalar_one()
             waiting = connection.execute(claimable(lock=False)).first()
@@ -288,7 +297,15 @@ class JobQueue:
 
         write(self._engine, work)
 
-    def fail(self, job: Job, error: str, *, retry: bool, delay_s: float = 0.0) -> StudyState:
+    def fail(
+        self,
+        job: Job,
+        error: str,
+        *,
+        retry: bool,
+        delay_s: float | None = 0.0,
+        counted: bool = True,
+    ) -> StudyState:
         """Say that an attempt went wrong.
 
         Parameters
@@ -297,6 +314,10 @@ class JobQueue:
             One line without patient identity; shown to people.
         retry
             Whether another attempt could succeed; after `max_attempts` there is none.
+        delay_s
+            None keeps the job's place in the queue.
+        counted
+            Whether the claim counts as an attempt; False where the study cannot be at fault.
 
         Returns
         -------
@@ -314,17 +335,23 @@ class JobQueue:
             row = _held_job(connection, job)
             if row is None:
                 raise _lease_lost(job)
-            return self._give_back(connection, study, row, error, retry=retry, delay_s=delay_s)
+            return self._give_back(
+                connection, study, row, error, retry=retry, delay_s=delay_s, counted=counted
+            )
 
         return write(self._engine, work)
 
-    def release_owner(self, owner_prefix: str, error: str = "the worker process died") -> int:
-        """Give back at once what a dead process held; the attempt counts.
+    def release_owner(
+        self, owner_prefix: str, error: str = "the worker process died", *, counted: bool = True
+    ) -> int:
+        """Give back at once what a process that is gone held.
 
         Parameters
         ----------
         owner_prefix
             Start of the owner's name. End it with a separator, or worker 1 is taken for worker 10.
+        counted
+            Whether the claims count as attempts: a death does, an orderly stop does not.
 
         Returns
         -------
@@ -333,11 +360,33 @@ class JobQueue:
         """
         if not owner_prefix:
             raise ValueError("an empty prefix would release everyone's jobs")
-        return self._release(_jobs.c.lease_owner.startswith(owner_prefix, autoescape=True), error)
+        return self._release(
+            _jobs.c.lease_owner.startswith(owner_prefix, autoescape=True), error, counted=counted
+        )
 
     def reap(self) -> int:
-        """Give back jobs whose lease ran out; `claim` does it by itself. Returns how many."""
-        return self._release(_expired(), "the lease ran out: the worker died or hung")
+        """Give back jobs whose lease ran out; `claim` does it by itself. Returns how many.
+
+        None for a while after the database was away: a living worker could not renew its lease
+        then, and must have the time to do so before it counts as dead.
+        """
+        if self._away_at is not None:
+            # Also finds out whether it is still away.
+            with self._noticing_outage(), read(self._engine) as connection:
+                connection.execute(select(literal(1)))
+            if time.monotonic() - self._away_at < OUTAGE_GRACE_S:
+                return 0
+            self._away_at = None
+        with self._noticing_outage():
+            return self._release(_expired(), "the lease ran out: the worker died or hung")
+
+    @contextmanager
+    def _noticing_outage(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreUnavailableError:
+            self._away_at = time.monotonic()
+            raise
 
     def latest(self, study_uid: str) -> Job | None:
         """Newest run of a study, whatever its state; None where there is none."""
@@ -389,7 +438,7 @@ class JobQueue:
             counts = {row.state: row.jobs for row in connection.execute(statement)}
         return QueueDepth(queued=counts.get(QUEUED, 0), running=counts.get(RUNNING, 0))
 
-    def _release(self, which: ColumnElement[bool], error: str) -> int:
+    def _release(self, which: ColumnElement[bool], error: str, *, counted: bool = True) -> int:
         candidates = select(_jobs.c.job_id, _jobs.c.study_uid).where(
             _jobs.c.state == RUNNING, which
         )
@@ -407,7 +456,9 @@ class JobQueue:
                 ).one_or_none()
                 if row is None:
                     return 0
-                self._give_back(connection, study, row, error, retry=True, delay_s=None)
+                self._give_back(
+                    connection, study, row, error, retry=True, delay_s=None, counted=counted
+                )
                 return 1
 
             return write(self._engine, work)
@@ -423,9 +474,10 @@ class JobQueue:
         *,
         retry: bool,
         delay_s: float | None,
+        counted: bool,
     ) -> StudyState:
         """Queue a held job again, in `delay_s` or keeping its place (None); or end it."""
-        if not retry or row.attempts >= self._max_attempts:
+        if not retry or (counted and row.attempts >= self._max_attempts):
             reason = error if not retry else f"gave up after {row.attempts} attempts: {error}"
             end_run(
                 connection,
@@ -442,6 +494,8 @@ class JobQueue:
             "lease_until": None,
             "last_error": error,
         }
+        if not counted:
+            values["attempts"] = max(0, row.attempts - 1)
         if delay_s is not None:
             values["available_at"] = db_now() + delay_s
         connection.execute(update(_jobs).where(_jobs.c.job_id == row.job_id).values(**values))
