@@ -138,6 +138,7 @@ def test_pixelmed_knows_every_item_of_the_narrative(case, tmp_path):
         if code.CodeValue in older:
             code.CodeValue, code.CodingSchemeDesignator = older.pop(code.CodeValue)
     assert not older
+    ds.ConceptNameCodeSequence[0].CodeMeaning = "Diagnostic Imaging Report"
     path = tmp_path / "narrative.dcm"
     ds.save_as(path)
     assert pixelmed_errors(path, ("Error", "Warning")) == []
