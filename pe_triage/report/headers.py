@@ -8,8 +8,11 @@ Specific Character Set and written as UTF-8 (ISO_IR 192), so one object never mi
 
 from __future__ import annotations
 
+import contextlib
+import re
 import warnings
 from collections.abc import Iterable
+from datetime import timedelta, timezone
 from typing import Any
 
 from pydicom import config
@@ -64,6 +67,8 @@ OPTIONAL: tuple[str, ...] = (
 
 COPIED: tuple[str, ...] = REQUIRED + OPTIONAL
 
+_SPECIFIC_CHARACTER_SET = 0x00080005
+
 _TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "SH", "ST", "TM",
                        "UC", "UI", "UR", "UT"})  # fmt: skip
 
@@ -108,7 +113,29 @@ def apply_headers(source: Dataset, target: Dataset) -> None:
 def copied(ds: Dataset, keyword: str) -> DataElement | None:
     """Return an element that no longer remembers the source's encoding, or None."""
     element = _decoded(ds, keyword)
-    return None if element is None else _rewritten(element)
+    if element is None:
+        return None
+    try:
+        copy = _rewritten(element)
+    except Exception:  # noqa: BLE001 - as in `_decoded`
+        return None
+    if keyword == "TimezoneOffsetFromUTC" and zone_of(ds) is None:
+        return None
+    return copy
+
+
+def zone_of(ds: Dataset) -> timezone | None:
+    """Return the zone of Timezone Offset From UTC (0008,0201); None if absent or out of range.
+
+    -1200 to +1400 (PS3.3 Section C.12.1.1.8).
+    """
+    match = re.fullmatch(r"([+-])(\d{2})([0-5]\d)", text_of(ds, "TimezoneOffsetFromUTC"), re.ASCII)
+    if match is None:
+        return None
+    offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
+    if match[1] == "-":
+        offset = -offset
+    return timezone(offset) if timedelta(hours=-12) <= offset <= timedelta(hours=14) else None
 
 
 def _decoded(ds: Dataset, keyword: str) -> DataElement | None:
@@ -118,7 +145,12 @@ def _decoded(ds: Dataset, keyword: str) -> DataElement | None:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        element: DataElement = ds[tag]
+        try:
+            element: DataElement = ds[tag]
+        except Exception:  # noqa: BLE001 - pydicom raises many kinds over a malformed value
+            # A weight of "80 kg" must not cost the patient the result: it is left out. The
+            # identifier cannot slip through here, for the guard compares it before.
+            return None
     return element
 
 
@@ -139,10 +171,12 @@ def _rewrite_items(items: Iterable[Dataset]) -> Iterable[Dataset]:
         copy = Dataset()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            elements = [e for e in item if e.keyword != "SpecificCharacterSet"]
-        for element in elements:
-            if not element.tag.is_private:
-                copy.add(_rewritten(element))
+            for tag in sorted(item.keys()):
+                if tag.is_private or tag == _SPECIFIC_CHARACTER_SET:
+                    continue
+                # A malformed value inside an item is left out as one outside would be.
+                with contextlib.suppress(Exception):
+                    copy.add(_rewritten(item[tag]))
         yield copy
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from io import BytesIO
 
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -12,6 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from pe_triage.domain import ModelIdentity, ResultKind, ResultObject
 from pe_triage.report.concepts import PROCESSING_EQUIPMENT
+from pe_triage.report.headers import zone_of
 from pe_triage.report.settings import ReportSettings
 from pe_triage.report.uids import IMPLEMENTATION_CLASS_UID, device_uid
 
@@ -41,11 +42,8 @@ def local_time(now: datetime, source: Dataset) -> datetime:
     """
     if now.tzinfo is None:
         raise ValueError("now must be an aware datetime")
-    text = str(source.get("TimezoneOffsetFromUTC") or "").strip()
-    if len(text) != 5 or text[0] not in "+-" or not text[1:].isdigit():
-        return now
-    offset = timedelta(hours=int(text[1:3]), minutes=int(text[3:5]))
-    return now.astimezone(timezone(offset if text[0] == "+" else -offset))
+    zone = zone_of(source)
+    return now if zone is None else now.astimezone(zone)
 
 
 def set_times(ds: Dataset, when: datetime) -> None:

@@ -163,3 +163,45 @@ def test_no_identifier_at_all_is_an_identity_too(scene):
     report = scene.build(scene.result("NOT_EVALUATED"), study=study).objects[0]
     ds = pydicom.dcmread(BytesIO(report.encoded))
     assert not ds.PatientID
+
+
+@pytest.mark.parametrize(
+    ("keyword", "raw"),
+    [
+        ("PatientWeight", b"80 kg "),
+        ("PatientSize", b"1,80"),
+        ("PatientAge", b"old!"),
+        ("TimezoneOffsetFromUTC", b"+9999 "),
+        ("TimezoneOffsetFromUTC", b"+0575 "),
+        ("TimezoneOffsetFromUTC", b"-1400 "),
+        ("OtherPatientIDsSequence", b"no sequence "),
+    ],
+)
+def test_a_malformed_optional_value_costs_no_result(scene, keyword, raw):
+    headers = {}
+    for uid, ds in scene.headers.items():
+        ds = as_received(ds, "ISO_IR 100")
+        tag = pydicom.tag.Tag(keyword)
+        vr = dictionary_VR(keyword)
+        ds[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(raw), raw, 0, False, True)
+        headers[uid] = ds
+    for item in scene.build(scene.result("NOT_EVALUATED"), headers=headers).objects:
+        ds = pydicom.dcmread(BytesIO(item.encoded))
+        assert ds.PatientID == "ID-4711"
+        assert str(ds.PatientName) == "Test^Patient"
+        if keyword != "PatientAge":
+            assert raw.strip() not in item.encoded
+
+
+def test_a_malformed_value_inside_an_item_leaves_the_rest_of_it():
+    good = Dataset()
+    good.PatientID = "OTHER"
+    tag = pydicom.tag.Tag("PatientWeight")
+    good[tag] = pydicom.dataelem.RawDataElement(tag, "DS", 6, b"80 kg ", 0, False, True)
+    source, target = Dataset(), Dataset()
+    source.PatientID = "1"
+    source.OtherPatientIDsSequence = [good]
+    apply_headers(source, target)
+    (item,) = target.OtherPatientIDsSequence
+    assert item.PatientID == "OTHER"
+    assert "PatientWeight" not in item
