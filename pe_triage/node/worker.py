@@ -9,6 +9,7 @@ sent. Result UIDs derive from the run, so whoever takes over makes the same logi
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import threading
 import time
@@ -151,7 +152,7 @@ class Worker:
                     log.info("job.handed_back")
                 else:
                     log.warning("job.lease_lost")
-            except Exception as error:  # noqa: BLE001 - whatever it was, the job must end visibly
+            except Exception as error:
                 self._give_back(job, error, heart, log)
                 if isinstance(error, DeviceFaultError) and error.process_is_lost:
                     raise
@@ -268,7 +269,9 @@ class Worker:
             delay_s = min(self._options.retry_s * 2.0**doublings, RETRY_MAX_S)
         log.error("job.failed", error=one_line(error), attempt=job.attempt, retry=retry)
         if not isinstance(error, PeTriageError):
-            log.debug("job.failed_traceback", exc_info=error)
+            # Without the error's own words, for the same reason as in `one_line`.
+            stack = "".join(traceback.format_tb(error.__traceback__))
+            log.debug("job.failed_traceback", stack=stack)
         try:
             heart.patiently(
                 lambda: self._queue.fail(
@@ -400,4 +403,6 @@ def one_line(error: BaseException) -> str:
         return " ".join(str(error).split())[:500]
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{place}"[:500]
+    # The system's own words for an errno; never the file's name.
+    system = f" ({os.strerror(error.errno)})" if isinstance(error, OSError) and error.errno else ""
+    return f"{type(error).__name__}{system}{place}"[:500]
