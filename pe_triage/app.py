@@ -50,6 +50,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def local_now() -> datetime:
+    """The wall clock in the machine's zone: what results are dated by, as the site's scanners."""
+    return datetime.now().astimezone()
+
+
 # ------------------------------------------------------------------ values from settings
 
 
@@ -130,8 +135,12 @@ def requeue(engine: Engine, study_uid: str, *, rank: int | None) -> int:
     """
     studies = StudyStore(engine)
     study = studies.get(study_uid)
-    if study.state is StudyState.QUARANTINED:
-        raise InputError(f"{study_uid} is in quarantine: {study.quarantine_reason}")
+    if study.state is StudyState.QUARANTINED or study.quarantine_reason is not None:
+        # Also one that has ended: a new report would stand under a patient who is in doubt.
+        raise InputError(
+            f"{study_uid} cannot be analysed again: {study.quarantine_reason}; settle it first, "
+            "see pe-triage quarantine list"
+        )
     digest = studies.manifest(study_uid).digest
     job = JobQueue(engine).enqueue(
         study_uid, digest, forced=True, rank=Rank.ROUTINE if rank is None else rank
@@ -384,7 +393,7 @@ def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
             lease_s=settings.lease_s,
             drain_s=settings.drain_s,
         ),
-        clock=utc_now,
+        clock=local_now,
     )
 
 
@@ -521,7 +530,7 @@ def analyse_folder(
             predictor=predictor,
             options=options,
             predecessors=(),
-            now=started,
+            now=started.astimezone(),
             beat=lambda: None,
         )
     written = write_results(out, analysis.objects)

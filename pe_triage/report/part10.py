@@ -32,8 +32,9 @@ def local_time(now: datetime, source: Dataset) -> datetime:
     """Return `now` in the time zone that the object's DA and TM values are read in.
 
     Timezone Offset From UTC (0008,0201) holds for every date and time of an object, the copied
-    study date among them: where the source gives it, ours are converted to it; where not, the
-    wall clock of `now` as passed is written, as scanners do.
+    study date among them: where the source gives it, ours are converted to it. Where not, the
+    wall clock of `now` as passed is written with its offset, which then holds for the study date
+    too: pass `now` in the zone of the site, which is its scanners' zone.
 
     Raises
     ------
@@ -47,11 +48,12 @@ def local_time(now: datetime, source: Dataset) -> datetime:
 
 
 def set_times(ds: Dataset, when: datetime) -> None:
-    """Write creation, series and content times; whole seconds are kept to microseconds."""
+    """Write creation, series and content times to microseconds, and the zone they are read in."""
     date, time = when.strftime("%Y%m%d"), when.strftime("%H%M%S.%f")
     for keyword in ("InstanceCreation", "Series", "Content"):
         setattr(ds, f"{keyword}Date", date)
         setattr(ds, f"{keyword}Time", time)
+    ds.TimezoneOffsetFromUTC = when.strftime("%z")[:5]
 
 
 def set_equipment(ds: Dataset, model: ModelIdentity | None, settings: ReportSettings) -> None:

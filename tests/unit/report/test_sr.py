@@ -340,3 +340,14 @@ def test_derived_uids_are_valid_and_distinct(parts):
         assert pydicom.uid.UID(uid).is_valid
         assert len(uid) <= 64
         assert uid == derive_uid(*parts[uids.index(uid)])
+
+
+def test_the_zone_is_always_written_and_holds_for_the_result_times(scene, tmp_path):
+    from datetime import datetime
+
+    now = datetime(2024, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=9)))
+    for item in scene.build(scene.result("POSITIVE"), now=now).objects:
+        ds = pydicom.dcmread(BytesIO(item.encoded))
+        assert (ds.ContentDate, ds.ContentTime[:6]) == ("20240102", "030405")
+        assert ds.TimezoneOffsetFromUTC == "+0900"
+        assert (ds.StudyDate, ds.StudyTime) == ("20240506", "070000")
