@@ -35,6 +35,8 @@ WEIGHTS_NAME: Final = "weights.safetensors"
 RESIZE: Final = "pad-to-square-with-air, area-mean/1"
 """Name of the resizing in `pe_triage.imaging.windows`; a changed one gets another name, so that
 no bundle is served on images prepared otherwise than it was trained on."""
+LUNGS: Final = "threshold -400 HU, border removed, dilation 4 mm, closing 20 mm/1"
+"""Name of the recipe in `pe_triage.imaging.lungs`, for bundles whose spec uses it."""
 
 _MAX_CARD_BYTES: Final = 4 << 20
 
@@ -105,6 +107,7 @@ class BundleCard:
                 "windows": [list(window) for window in self.spec.windows],
                 "size": self.spec.size,
                 "resize": RESIZE,
+                **({} if self.spec.lung == "none" else {"lungs": LUNGS}),
             },
             "spec": self.spec.to_json(),
             "metrics": dict(self.metrics),

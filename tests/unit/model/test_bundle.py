@@ -90,6 +90,17 @@ def test_identity_changes_with_what_changes_answers_only(bundle: Path) -> None:
     assert again[0].sha256 == again[1].sha256
 
 
+def test_a_card_names_the_recipe_of_the_lungs_where_it_is_used() -> None:
+    plain = CARD.to_json()["preprocessing"]
+    assert "lungs" not in plain
+    card = replace(CARD, spec=replace(SMALL, lung="mask"))
+    assert set(card.to_json()["preprocessing"]) - set(plain) == {"lungs"}
+    assert BundleCard.from_json(card.to_json()) == card
+    harmed = {**card.to_json(), "preprocessing": plain}
+    with pytest.raises(BundleError, match="preprocessing does not fit"):
+        BundleCard.from_json(harmed)
+
+
 def _flip_a_byte(path: Path) -> None:
     content = bytearray((path / WEIGHTS_NAME).read_bytes())
     content[-1] ^= 1
