@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+ONLY_WHERE_SAID = ("quarantine_reason", "last_error")
 PRIORITY_STYLE = {"HIGH": "bold red", "MEDIUM": "yellow", "LOW": "cyan"}
 
 
@@ -47,10 +48,12 @@ def worklist_table(documents: Sequence[Mapping[str, Any]]) -> Table:
         priority = doc.get("priority")
         style = PRIORITY_STYLE.get(str(priority), "")
         outcome = doc.get("outcome") or doc.get("state")
-        reason = doc.get("reason")
+        reason, doubt = doc.get("reason"), doc.get("quarantine_reason")
         table.add_row(
             _text(doc["study_uid"]),
-            _text(outcome) + (f"\n[dim]{_text(reason)}[/dim]" if reason else ""),
+            _text(outcome)
+            + (f"\n[dim]{_text(reason)}[/dim]" if reason and reason != doubt else "")
+            + (f"\n[bold red]! {_text(doubt)}[/bold red]" if doubt else ""),
             _text(doc.get("pe_probability"), 3),
             f"[{style}]{_text(priority)}[/{style}]" if style else _text(priority),
             _text(doc.get("latency_s"), 1),
@@ -68,6 +71,8 @@ def print_document(console: Console, doc: Mapping[str, Any]) -> None:
         "state",
         "outcome",
         "reason",
+        "quarantine_reason",
+        "last_error",
         "priority",
         "series_uid",
         "instances",
@@ -79,7 +84,7 @@ def print_document(console: Console, doc: Mapping[str, Any]) -> None:
         "delivered_at",
         "latency_s",
     ):
-        if key in doc:
+        if key in doc and (key not in ONLY_WHERE_SAID or doc[key] is not None):
             table.add_row(key.replace("_", " "), _text(doc[key]))
     model = doc.get("model")
     if model:

@@ -13,7 +13,7 @@ from pe_triage.deliver.backoff import next_attempt_s
 from pe_triage.deliver.outcomes import Sent
 from pe_triage.deliver.statuses import Verdict
 from pe_triage.domain import Delivery, DeliveryState
-from pe_triage.identity import identity_of
+from pe_triage.identity import identity_of, same_patient
 from pe_triage.logs import get_logger
 from pe_triage.routing import MESSAGE_KINDS
 from pe_triage.store.engine import StoreUnavailableError
@@ -169,8 +169,9 @@ class Deliverer:
         same = (
             str(ds.get("StudyInstanceUID", "")) == item.study_uid
             and str(ds.get("SOPInstanceUID", "")) == item.sop_instance_uid
-            and identity_of(ds.get("PatientID"), ds.get("IssuerOfPatientID"))
-            == identity_of(study.identity.patient_id, study.identity.issuer)
+            and same_patient(
+                identity_of(ds.get("PatientID"), ds.get("IssuerOfPatientID")), study.identity
+            )
         )
         return None if same else "the result's identity is not that of its study; not sent"
 

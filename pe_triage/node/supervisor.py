@@ -62,6 +62,10 @@ class _Child:
     deaths: int = field(default=0)
 
 
+def _nothing(_name: str, _pid: int) -> None:
+    """Give nothing back."""
+
+
 class Supervisor:
     """Runs `specs` until told to stop.
 
@@ -85,7 +89,7 @@ class Supervisor:
         *,
         drain_s: float,
         on_death: Callable[[str, int], None],
-        on_stopped: Callable[[str, int], None] = lambda name, pid: None,
+        on_stopped: Callable[[str, int], None] = _nothing,
     ) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._children = [_Child(spec=spec) for spec in specs]

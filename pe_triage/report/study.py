@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 
 from pe_triage.domain import PatientIdentity, TriageResult
 from pe_triage.errors import PermanentError
-from pe_triage.identity import identity_of
+from pe_triage.identity import identity_of, same_patient
 from pe_triage.report.headers import text_of
 
 
@@ -36,7 +36,7 @@ def check_belongs(header: Dataset, study: StudyContext, what: str) -> None:
         raise PermanentError(f"{what} {uid} is of another study than {study.study_uid}")
     found = identity_of(text_of(header, "PatientID"), text_of(header, "IssuerOfPatientID"))
     expected = identity_of(study.identity.patient_id, study.identity.issuer)
-    if found != expected:
+    if not same_patient(found, expected):
         raise PermanentError(
             f"{what} {uid} names another patient than study {study.study_uid} was queued with"
         )

@@ -206,6 +206,8 @@ def _document(
         if delivered_at is None
         else (delivered_at - times.last_image_at).total_seconds(),
         "quarantine_reason": study.quarantine_reason,
+        # Why a run that waits was given back: a full disk, a GPU or a database that was away.
+        "last_error": newest.last_error if pending and newest is not None else None,
     }
     return document | {key: value for key, value in said.items() if key not in document}
 

@@ -243,6 +243,12 @@ class Outbox:
             .join(jobs, results.c.job_id == jobs.c.job_id)
             .where(
                 results.c.path.is_not(None),
+                # Whose study it is must be settled first; then they go by themselves.
+                jobs.c.study_uid.not_in(
+                    select(schema.studies.c.study_uid).where(
+                        schema.studies.c.quarantine_reason.is_not(None)
+                    )
+                ),
                 jobs.c.superseded.is_(False)
                 | results.c.kind.not_in(sorted(k.value for k in MESSAGE_KINDS)),
             )

@@ -18,10 +18,18 @@ from pe_triage.domain import StudyState
 from pe_triage.errors import InputError
 from pe_triage.store import schema
 from pe_triage.store.engine import read, write
+from pe_triage.store.holding import send_held
 from pe_triage.store.jobs import utc_now
 from pe_triage.store.schema import QuarantineKind, QuarantineState
 
 __all__ = ["Quarantine", "QuarantineEntry", "QuarantineKind", "QuarantineState"]
+
+ADVICE = {
+    QuarantineKind.IDENTITY: "a study is never filed under two patients: discard it where the "
+    "patient held is the right one; otherwise correct the images and send them under a new Study "
+    "Instance UID",
+}
+"""What to do instead of a release."""
 
 IN_DOUBT = (QuarantineKind.IDENTITY, QuarantineKind.ELSEWHERE)
 """Kinds that put the study itself in quarantine."""
@@ -124,11 +132,30 @@ class Quarantine:
         if write(self._engine, lambda c: c.execute(statement).one_or_none()) is None:
             raise _unknown(quarantine_id)
 
-    def release(self, quarantine_id: int) -> QuarantineEntry:
-        """Decide that the object belongs where its header says.
+    def check(self, quarantine_id: int, wanted: QuarantineState) -> QuarantineEntry:
+        """Return the entry that `release` or `discard` would decide on; decides nothing.
 
-        The caller puts its file back to be indexed, and `StudyStore.record` then takes it although
-        its patient differs.
+        Raises
+        ------
+        InputError
+            As they do.
+        """
+        table = schema.quarantine
+        with read(self._engine) as connection:
+            row = connection.execute(
+                select(table).where(table.c.quarantine_id == quarantine_id)
+            ).one_or_none()
+        if row is None:
+            raise _unknown(quarantine_id)
+        entry = _entry(row)
+        _check(entry, wanted)
+        return entry
+
+    def release(self, quarantine_id: int) -> QuarantineEntry:
+        """Decide that a file that could not be read is to be looked at again.
+
+        The caller has put its file back to be indexed: whatever fails before this leaves an entry
+        that can be released again.
 
         Raises
         ------
@@ -188,7 +215,14 @@ class Quarantine:
             table.c.state == QuarantineState.HELD.value,
         )
         settled = (studies.c.study_uid == study_uid) & ~in_doubt
-        connection.execute(update(studies).where(settled).values(quarantine_reason=None))
+        resumed = connection.execute(
+            update(studies)
+            .where(settled, studies.c.quarantine_reason.is_not(None))
+            .values(quarantine_reason=None)
+            .returning(studies.c.study_uid)
+        ).all()
+        if resumed:
+            send_held(connection, study_uid)
         # A study that holds nothing stays where people see it.
         connection.execute(
             update(studies)
@@ -204,10 +238,10 @@ class Quarantine:
 def _check(entry: QuarantineEntry, wanted: QuarantineState) -> None:
     if entry.state is not QuarantineState.HELD:
         raise InputError(f"quarantine entry {entry.quarantine_id} is {entry.state} already")
-    takeable = (QuarantineKind.IDENTITY, QuarantineKind.OTHER)
-    if wanted is QuarantineState.RELEASED and entry.kind not in takeable:
+    if wanted is QuarantineState.RELEASED and entry.kind is not QuarantineKind.OTHER:
         raise InputError(
-            f"quarantine entry {entry.quarantine_id} cannot be released: {entry.reason}"
+            f"quarantine entry {entry.quarantine_id} cannot be released: {entry.reason}; "
+            f"{ADVICE.get(entry.kind, 'discard it, or correct it at its source and send it again')}"
         )
 
 

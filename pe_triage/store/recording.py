@@ -15,8 +15,16 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from pe_triage.domain import TERMINAL_STATES, InstanceRole, ReceivedInstance, StudyState
+from pe_triage.domain import (
+    TERMINAL_STATES,
+    InstanceRole,
+    PatientIdentity,
+    ReceivedInstance,
+    StudyState,
+)
+from pe_triage.identity import same_patient
 from pe_triage.store import schema
+from pe_triage.store.holding import hold_back
 from pe_triage.store.schema import NO_URGENCY, QuarantineKind, QuarantineState
 from pe_triage.store.types import clean_text, storable
 
@@ -36,7 +44,7 @@ class RecordStatus(StrEnum):
     """Held already with other bytes; the file goes to quarantine."""
     CONFLICT_IDENTITY = "CONFLICT_IDENTITY"
     """Its study is held under another patient, or it is held under another study; the file goes
-    to quarantine, and its study too unless that has ended already."""
+    to quarantine, and its study too unless that has ended already or the file is no image."""
 
     @property
     def conflict(self) -> bool:
@@ -140,7 +148,7 @@ class Recorder:
         if held is not None and held[0] != instance.study_uid:
             return self._conflict(instance, QuarantineKind.ELSEWHERE)
         other_patient = study is not None and not _same_patient(study, instance)
-        if other_patient and not self._released(instance):
+        if other_patient:
             return self._conflict(instance, QuarantineKind.IDENTITY)
         if held is not None:
             if held[1] != instance.sha256:
@@ -151,6 +159,9 @@ class Recorder:
             return self._recorded(instance, RecordStatus.DUPLICATE, held[2])
         if study is None:
             study = self._open_study(instance, FIRST_STATE[instance.role])
+        if instance.role is InstanceRole.IMAGE and not study["issuer"]:
+            # The first image that says who issued the identifier: another issuer is then seen.
+            study["issuer"] = clean_text(instance.identity.issuer)
         self._count(study, instance, association_id)
         path = self._path(instance.path)
         self._held[instance.sop_instance_uid] = (instance.study_uid, instance.sha256, path)
@@ -209,10 +220,10 @@ class Recorder:
             if study["state"] == StudyState.RECEIVING:
                 self._arrive(instance, association_id)
             return
-        settled = study["quarantine_reason"] is None
-        if study["state"] in RESUMED_STATES or (
-            study["state"] == StudyState.QUARANTINED and settled
-        ):
+        if study["quarantine_reason"] is not None:
+            # It grew, but whose study it is must be settled before it is analysed again.
+            study["state"] = StudyState.QUARANTINED.value
+        elif study["state"] in RESUMED_STATES or study["state"] == StudyState.QUARANTINED:
             study["state"] = StudyState.RECEIVING.value
         study["received_at"] = min(study["received_at"], instance.received_at)
         study["last_image_at"] = max(study["last_image_at"], instance.received_at)
@@ -238,21 +249,25 @@ class Recorder:
 
     def _conflict(self, instance: ReceivedInstance, kind: QuarantineKind) -> Recorded:
         reason = REASONS[kind]
-        if kind is not QuarantineKind.CONTENT:
+        status = (
+            RecordStatus.CONFLICT_CONTENT
+            if kind is QuarantineKind.CONTENT
+            else RecordStatus.CONFLICT_IDENTITY
+        )
+        if kind is not QuarantineKind.CONTENT and instance.role is not InstanceRole.IMAGE:
+            # A dose report or a result that strayed here says nothing of the images held.
+            kind = QuarantineKind.STRAY
+        elif kind is not QuarantineKind.CONTENT:
             study = self._studies.get(instance.study_uid)
             if study is None:
                 # Visible as a study of its own, though nothing of it is held.
                 study = self._open_study(instance, StudyState.QUARANTINED)
             study["quarantine_reason"] = reason
             self._changed.add(instance.study_uid)
+            hold_back(self._connection, instance.study_uid)
             if study["state"] not in TERMINAL_STATES:
                 study["state"] = StudyState.QUARANTINED.value
                 self._end_jobs(instance.study_uid, reason, instance.received_at)
-        status = (
-            RecordStatus.CONFLICT_CONTENT
-            if kind is QuarantineKind.CONTENT
-            else RecordStatus.CONFLICT_IDENTITY
-        )
         path, quarantine_id = self._set_aside(instance, kind, reason)
         return self._recorded(instance, status, path, reason, quarantine_id)
 
@@ -307,23 +322,6 @@ class Recorder:
             .returning(table.c.quarantine_id)
         ).scalar_one()
         return path, quarantine_id
-
-    def _released(self, instance: ReceivedInstance) -> bool:
-        """Whether a person has said that this very object belongs to this study."""
-        table = schema.quarantine
-        return (
-            self._connection.execute(
-                select(table.c.quarantine_id)
-                .where(
-                    table.c.study_uid == instance.study_uid,
-                    table.c.sop_instance_uid == instance.sop_instance_uid,
-                    table.c.sha256 == instance.sha256,
-                    table.c.state == QuarantineState.RELEASED.value,
-                )
-                .limit(1)
-            ).first()
-            is not None
-        )
 
     def _flush(self) -> None:
         changed = [self._studies[uid] for uid in sorted(self._changed - self._new_studies)]
@@ -387,8 +385,9 @@ class Recorder:
 
 
 def _same_patient(study: Mapping[str, Any], instance: ReceivedInstance) -> bool:
-    identity = instance.identity
-    return bool(
-        study["patient_id"] == clean_text(identity.patient_id)
-        and study["issuer"] == clean_text(identity.issuer)
+    known = PatientIdentity(patient_id=study["patient_id"], issuer=study["issuer"])
+    given = PatientIdentity(
+        patient_id=clean_text(instance.identity.patient_id),
+        issuer=clean_text(instance.identity.issuer),
     )
+    return same_patient(known, given)

@@ -79,7 +79,7 @@ def queue_run(
 ) -> Job | None:
     """Queue a run; see `JobQueue.enqueue`."""
     study = lock_study(connection, study_uid)
-    if study.state == StudyState.QUARANTINED:
+    if study.state == StudyState.QUARANTINED or study.quarantine_reason is not None:
         if forced:
             raise InputError(f"study is quarantined: {study_uid}")
         return None

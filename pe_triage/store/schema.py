@@ -64,6 +64,8 @@ class QuarantineKind(StrEnum):
     """Its study is held under another patient."""
     ELSEWHERE = "ELSEWHERE"
     """Its SOP Instance UID is held under another study."""
+    STRAY = "STRAY"
+    """As the two before, but no image: only the object itself is set aside, its study goes on."""
     OTHER = "OTHER"
     """Something else, such as an unreadable file."""
 

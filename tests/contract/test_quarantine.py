@@ -4,12 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from pe_triage.domain import PatientIdentity, StudyState
+from pe_triage.app import requeue
+from pe_triage.cli.tables import worklist_table
+from pe_triage.domain import InstanceRole, PatientIdentity, StudyState
 from pe_triage.errors import InputError
+from pe_triage.store.documents import show, worklist
 from pe_triage.store.recording import RecordStatus
 from pe_triage.store.schema import QuarantineKind, QuarantineState
-from tests.support.store import STUDY, StoreUnderTest, instance, sha
+from tests.support.store import PACS, PATIENT, STUDY, StoreUnderTest, instance, sha
 
 STRANGER = PatientIdentity(patient_id="PID-OTHER")
 
@@ -41,16 +45,14 @@ def test_the_study_goes_on_when_all_its_doubts_are_settled(store: StoreUnderTest
     assert len(store.quarantine.list(decided=True)) == 2
 
 
-def test_released_means_taken_when_it_comes_again(store: StoreUnderTest) -> None:
+def test_another_patients_image_is_never_released(store: StoreUnderTest) -> None:
+    """A run over two patients' images could only end FAILED."""
     store.receive()
-    entry = store.quarantine.release(set_aside(store))
-    assert entry.kind is QuarantineKind.IDENTITY
-    (again,) = store.record(instance(STUDY, 3, store.data_dir, identity=STRANGER))
-    assert again.status is RecordStatus.NEW
-    assert (store.state(), store.studies.get(STUDY).instances) == (StudyState.RECEIVING, 3)
-    # That word was about one object only.
-    (other,) = store.record(instance(STUDY, 4, store.data_dir, identity=STRANGER))
-    assert other.status is RecordStatus.CONFLICT_IDENTITY
+    quarantine_id = set_aside(store)
+    with pytest.raises(InputError, match=r"two patients.*discard"):
+        store.quarantine.release(quarantine_id)
+    assert store.quarantine.list()[0].state is QuarantineState.HELD
+    assert store.state() is StudyState.QUARANTINED
 
 
 def test_other_content_can_never_be_released(store: StoreUnderTest) -> None:
@@ -109,3 +111,70 @@ def test_a_study_that_holds_nothing_stays_visible(store: StoreUnderTest) -> None
     # Images of its own bring it back.
     store.record(instance("1.2.826.0.1.2", 2, store.data_dir))
     assert store.state("1.2.826.0.1.2") is StudyState.RECEIVING
+
+
+def test_an_absent_issuer_is_no_other_patient(store: StoreUnderTest) -> None:
+    bare = PatientIdentity(patient_id=PATIENT.patient_id)
+    other = PatientIdentity(patient_id=PATIENT.patient_id, issuer="ELSEWHERE")
+    store.record(instance(STUDY, 1, store.data_dir, identity=bare))
+    (known,) = store.record(instance(STUDY, 2, store.data_dir))
+    (again,) = store.record(instance(STUDY, 3, store.data_dir, identity=bare))
+    assert {known.status, again.status} == {RecordStatus.NEW}
+    # The issuer is known by now, so that another one is seen.
+    assert store.studies.get(STUDY).identity == PATIENT
+    (third,) = store.record(instance(STUDY, 4, store.data_dir, identity=other))
+    assert third.status is RecordStatus.CONFLICT_IDENTITY
+
+
+@pytest.mark.parametrize("role", [InstanceRole.OTHER, InstanceRole.OWN_RESULT])
+def test_what_is_no_image_is_set_aside_alone(store: StoreUnderTest, role: InstanceRole) -> None:
+    job = store.queued()
+    stray = instance(STUDY, 9, store.data_dir, identity=STRANGER, role=role)
+    (recorded,) = store.record(stray)
+    assert recorded.status is RecordStatus.CONFLICT_IDENTITY
+    (entry,) = store.quarantine.list()
+    assert (entry.kind, entry.study_uid) == (QuarantineKind.STRAY, STUDY)
+    assert (store.state(), store.studies.get(STUDY).quarantine_reason) == (StudyState.QUEUED, None)
+    assert store.claimed().job_id == job.job_id
+    thief = instance("1.2.826.0.1.2", 1, store.data_dir, sop_instance_uid=f"{STUDY}.1", role=role)
+    assert store.record(thief)[0].status is RecordStatus.CONFLICT_IDENTITY
+    assert store.state() is StudyState.RUNNING
+    store.quarantine.discard(entry.quarantine_id)
+    assert store.state() is StudyState.RUNNING
+
+
+def test_a_corrected_patient_stops_new_results(store: StoreUnderTest) -> None:
+    """The same images under a corrected Patient ID: nothing more leaves under the old one."""
+    store.queued()
+    store.finish(store.claimed())
+    assert len(store.outbox.due(PACS, 9)) == 2
+    corrected = [instance(STUDY, n, store.data_dir, identity=STRANGER) for n in (1, 2)]
+    assert {r.status for r in store.record(*corrected)} == {RecordStatus.CONFLICT_IDENTITY}
+    document = show(store.engine, STUDY, store.data_dir)
+    assert (document["state"], document["quarantine_reason"] is not None) == ("DONE", True)
+    assert document["results"][0]["deliveries"][0]["state"] == "PARKED"
+    assert "in doubt" in document["results"][0]["deliveries"][0]["last_error"]
+    assert store.outbox.due(PACS, 9) == []
+    assert store.outbox.requeue_parked() == 0
+    with pytest.raises(InputError, match="another patient"):
+        requeue(store.engine, STUDY, rank=None)
+    with pytest.raises(InputError):
+        store.enqueue(forced=True)
+    # More of the first patient comes: it is kept, and not analysed before the doubt is settled.
+    store.record(instance(STUDY, 3, store.data_dir))
+    assert store.state() is StudyState.QUARANTINED
+    assert store.enqueue() is None
+    for entry in store.quarantine.list():
+        store.quarantine.discard(entry.quarantine_id)
+    assert store.state() is StudyState.RECEIVING
+    assert len(store.outbox.due(PACS, 9)) == 2
+    assert store.enqueue() is not None
+
+
+def test_the_worklist_marks_a_patient_in_doubt(store: StoreUnderTest) -> None:
+    store.queued()
+    store.finish(store.claimed())
+    set_aside(store)
+    with (console := Console(width=150)).capture() as seen:
+        console.print(worklist_table(worklist(store.engine, store.data_dir)))
+    assert "! Study Instance UID is held under another patient" in seen.get()
