@@ -235,9 +235,9 @@ def _end_epoch(
     at.history.append(
         {"epoch": at.epoch, "training_loss": training, "validation_loss": validation, "lr": rate}
     )
-    reporter.figure(f"{plan.name} training loss", training, at.epoch)
-    reporter.figure(f"{plan.name} validation loss", validation, at.epoch)
-    reporter.figure(f"{plan.name} learning rate", rate, at.epoch)
+    reporter.figure(f"{plan.name}/training loss", training, at.epoch)
+    reporter.figure(f"{plan.name}/validation loss", validation, at.epoch)
+    reporter.figure(f"{plan.name}/learning rate", rate, at.epoch)
     reporter.say(
         f"{plan.name} epoch {at.epoch + 1}/{plan.schedule.epochs}: training loss {training:.4f}, "
         f"validation loss {validation:.4f}{', the lowest yet' if better else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,10 +59,12 @@ class Reporter:
         )
         self._task: Any = None
         self._writer: Any = None
+        self._open_writer: Callable[[], Any] | None = None
         self._mlflow: Any = None
         if speaks and tensorboard is not None:
+            # Opened at the first figure: a run that is refused leaves no directory behind.
             module = _needed("torch.utils.tensorboard", "tensorboard")
-            self._writer = module.SummaryWriter(str(tensorboard))
+            self._open_writer = lambda: module.SummaryWriter(str(tensorboard))
         if speaks and mlflow_uri is not None:
             self._mlflow = _needed("mlflow", "mlflow")
             self._mlflow.set_tracking_uri(mlflow_uri)
@@ -100,9 +103,12 @@ class Reporter:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def figure(self, name: str, value: float, at: int) -> None:
-        """Record a figure where asked to."""
+        """Record a figure where asked to; what stands before a slash groups it."""
+        if self._writer is None and self._open_writer is not None:
+            self._writer = self._open_writer()
         if self._writer is not None:
             self._writer.add_scalar(name, value, at)
+            self._writer.flush()  # once an epoch: a run that is killed keeps its curves
         if self._mlflow is not None:
             self._mlflow.log_metric(name.replace(" ", "_"), value, step=at)
 
