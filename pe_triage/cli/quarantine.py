@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pe_triage.cli.options import node_options, settings_from
+from pe_triage.errors import InputError, RetryableError
 
 
 @click.group()
@@ -58,28 +59,53 @@ def list_entries(
 def release(
     entry_id: int, data_dir: Path | None, database: str | None, config: Path | None
 ) -> None:
-    """Take the object ENTRY_ID into the study that its header names."""
+    """Let the node look at the unreadable object ENTRY_ID again."""
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     from pe_triage.app import open_existing_database
     from pe_triage.receive.spool import Spool
-    from pe_triage.store.quarantine import Quarantine
+    from pe_triage.store.quarantine import Quarantine, QuarantineState
 
-    entry = Quarantine(open_existing_database(settings)).release(entry_id)
-    Spool(settings.spool_dir).put_back(settings.data_dir / entry.path)
+    entries = Quarantine(open_existing_database(settings))
+    path = settings.data_dir / entries.check(entry_id, QuarantineState.RELEASED).path
+    if not path.exists():
+        raise InputError(f"the file of quarantine entry {entry_id} is gone: {path}; discard it")
+    # The file first: where it cannot be moved, the entry stays and can be released again.
+    Spool(settings.spool_dir).put_back(path)
+    entries.release(entry_id)
     click.echo(f"released {entry_id}; the running node takes it up")
 
 
 @quarantine.command()
-@click.argument("entry_id", type=int)
+@click.argument("entry_id", metavar="[ENTRY_ID]", type=int, required=False)
+@click.option("--study", "study_uid", metavar="UID", help="Every object set aside of this study.")
 @node_options
 def discard(
-    entry_id: int, data_dir: Path | None, database: str | None, config: Path | None
+    entry_id: int | None,
+    study_uid: str | None,
+    data_dir: Path | None,
+    database: str | None,
+    config: Path | None,
 ) -> None:
     """Delete the object ENTRY_ID; the record that it was here remains."""
+    if (entry_id is None) == (study_uid is None):
+        raise click.UsageError("give either ENTRY_ID or --study UID")
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     from pe_triage.app import open_existing_database
-    from pe_triage.store.quarantine import Quarantine
+    from pe_triage.store.quarantine import Quarantine, QuarantineState
 
-    entry = Quarantine(open_existing_database(settings)).discard(entry_id)
-    (settings.data_dir / entry.path).unlink(missing_ok=True)
-    click.echo(f"discarded {entry_id}")
+    entries = Quarantine(open_existing_database(settings))
+    if entry_id is not None:
+        wanted = [entries.check(entry_id, QuarantineState.DISCARDED)]
+    else:
+        wanted = [entry for entry in entries.list() if entry.study_uid == study_uid]
+        if not wanted:
+            raise InputError(f"nothing of study {study_uid} is in quarantine")
+    for entry in wanted:
+        path = settings.data_dir / entry.path
+        try:
+            # The file first: a deletion that fails leaves an entry that can be discarded again.
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RetryableError(f"cannot delete {path}: {error.strerror or error}") from None
+        entries.discard(entry.quarantine_id)
+        click.echo(f"discarded {entry.quarantine_id}")

@@ -9,6 +9,7 @@ import click
 
 from pe_triage.cli.options import node_options, settings_from
 from pe_triage.cli.serve import json_lines
+from pe_triage.errors import InputError
 from pe_triage.logs import setup_logging
 
 
@@ -19,13 +20,21 @@ from pe_triage.logs import setup_logging
 @click.option(
     "--send-to", multiple=True, metavar="AET@HOST:PORT", help="Destination; as given to serve."
 )
+@click.option("--no-send", is_flag=True, help="Results of this worker are sent nowhere.")
 @click.option("--log-level", help="DEBUG, INFO, WARNING or ERROR [default: INFO].")
-def worker(data_dir: Path | None, database: str | None, config: Path | None, **flags: Any) -> None:
+def worker(
+    data_dir: Path | None, database: str | None, config: Path | None, no_send: bool, **flags: Any
+) -> None:
     """Claim and analyse studies from the same database and storage as a node's.
 
-    The deliveries that a worker plans are those of its own --send-to; give it the node's.
+    The deliveries that a worker plans are those of its own --send-to or --config; give it the
+    node's. Without any it does not start, unless --no-send says that this is meant.
     """
     settings = settings_from(data_dir=data_dir, database=database, config=config, **flags)
+    if not settings.routes and not no_send:
+        raise InputError(
+            "worker: no destination; give the node's --send-to or --config, or --no-send"
+        )
     setup_logging(level=settings.log_level, json_lines=json_lines(settings.log_format))
     from pe_triage.app import run_worker
 

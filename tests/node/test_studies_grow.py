@@ -222,7 +222,7 @@ def test_one_study_uid_under_two_patients(
 def test_release_from_quarantine(
     new_study: NewStudy, quick_node: RunningNode, store_scp: StoreScp, tmp_path: Path
 ) -> None:
-    """A released object belongs to the study; results stand under the study's own patient."""
+    """Another patient's image is never released; discarded, the study ends under its own."""
     node = quick_node
     study_uid, files = new_study(slices=FEW, PatientID="RIGHT")
     stranger = edited(files[-1], tmp_path / "s.dcm", lambda ds: setattr(ds, "PatientID", "LEFT"))
@@ -230,9 +230,13 @@ def test_release_from_quarantine(
     node.wait_ended_in(study_uid, {"QUARANTINED"})
     (entry,) = held_of(node, study_uid)
     released = pe_triage("quarantine", "release", entry["id"], *node_flags(node))
-    assert released.returncode == 0, released.stderr
+    assert released.returncode == 2
+    assert "two patients" in released.stderr
+    assert Path(entry["path"]).is_file()
+    discarded = pe_triage("quarantine", "discard", "--study", study_uid, *node_flags(node))
+    assert discarded.returncode == 0, discarded.stderr
     doc = node.wait_ended_in(study_uid, {"DONE", "NOT_EVALUATED", "FAILED"})
-    assert doc["instances"] == FEW
+    assert doc["instances"] == FEW - 1
     assert doc["state"] == "NOT_EVALUATED", doc["reason"]
     assert {dcmread(r["path"]).PatientID for r in doc["results"]} == {"RIGHT"}
     assert not held_of(node, study_uid)
