@@ -361,7 +361,7 @@ class KeySlice:
     z
         Index into the volume, foot to head.
     heatmap_yx
-        float32 Grad-CAM in [0, 1], at the network's own grid, covering the whole slice.
+        float32 Grad-CAM in [0, 1], on a regular grid of cells that covers the whole slice.
     peak_yx
         (row, column) of the map's maximum in voxels of the volume's slice, sub-voxel.
     """
