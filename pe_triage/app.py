@@ -323,7 +323,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
     """Main of the process that indexes, assembles, delivers and keeps the timers."""
     with _child(settings, connection) as link:
         from pe_triage.node.assembler import Assembler
-        from pe_triage.node.coordinator import Coordinator
+        from pe_triage.node.coordinator import LONGEST_LEASE_S, Coordinator
         from pe_triage.node.deliverer import Deliverer
         from pe_triage.node.indexer import Indexer
         from pe_triage.node.roads import dicom_road, road_to
@@ -375,6 +375,8 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
             spool=spool,
             queue=queue,
             deliverers=deliverers,
+            outbox=outbox,
+            longest_lease_s=max(LONGEST_LEASE_S, 4 * settings.lease_s),
         ).run(link.stop, on_ready=link.ready)
 
 

@@ -8,16 +8,24 @@ from datetime import UTC
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from pe_triage.deliver.backoff import MAX_DELAY_S
+from pe_triage.deliver.http_statuses import MAX_RETRY_AFTER_S
 from pe_triage.logs import get_logger
 from pe_triage.node.assembler import Assembler
 from pe_triage.node.deliverer import Deliverer, start_threads
 from pe_triage.node.indexer import Indexer
 from pe_triage.receive.spool import Spool
 from pe_triage.store.jobs import JobQueue
+from pe_triage.store.outbox import Outbox
 
 INDEX_PAUSE_S = 0.1
 ASSEMBLE_EVERY_S = 0.5
 REAP_EVERY_S = 5.0
+LONGEST_JOB_WAIT_S = 660.0
+"""A little more than the longest wait of a job that is tried again."""
+LONGEST_LEASE_S = 900.0
+LONGEST_DELIVERY_WAIT_S = MAX_RETRY_AFTER_S + MAX_DELAY_S
+"""A little more than the longest wait that a peer's Retry-After is granted."""
 CLEAN_EVERY_S = 3600.0
 ABANDONED_AFTER_S = 6 * 3600.0
 """Age at which a temporary file in the spool belongs to no transfer any more."""
@@ -34,12 +42,16 @@ class Coordinator:
         spool: Spool,
         queue: JobQueue,
         deliverers: Sequence[Deliverer],
+        outbox: Outbox,
+        longest_lease_s: float = LONGEST_LEASE_S,
     ) -> None:
         self._indexer = indexer
         self._assembler = assembler
         self._spool = spool
         self._queue = queue
         self._deliverers = deliverers
+        self._outbox = outbox
+        self._longest_lease_s = longest_lease_s
         self._log = get_logger()
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
@@ -51,6 +63,7 @@ class Coordinator:
         for name, function, seconds in (
             ("assemble", self._assembler.tick, ASSEMBLE_EVERY_S),
             ("reap", self._queue.reap, REAP_EVERY_S),
+            ("clock", self.watch_clock, REAP_EVERY_S),
             ("clean", self._clean, CLEAN_EVERY_S),
         ):
             scheduler.add_job(self._guarded(name, function), "interval", seconds=seconds, id=name)
@@ -85,6 +98,15 @@ class Coordinator:
                 )
 
         return run
+
+    def watch_clock(self) -> None:
+        """Bring back what lies further in the future than anything is ever put there."""
+        jobs = self._queue.unfreeze(
+            longest_wait_s=LONGEST_JOB_WAIT_S, longest_lease_s=self._longest_lease_s
+        )
+        deliveries = self._outbox.unfreeze(longest_wait_s=LONGEST_DELIVERY_WAIT_S)
+        if jobs or deliveries:
+            self._log.warning("clock.stepped_back", jobs=jobs, deliveries=deliveries)
 
     def _clean(self) -> None:
         removed = self._spool.clean_temporary(older_than_s=ABANDONED_AFTER_S)

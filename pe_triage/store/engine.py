@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,25 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 60.0
 """How long a SQLite connection waits for another process's lock."""
+
+CONNECTION_LIMITS: Mapping[str, int] = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""libpq's parameters (PostgreSQL 15, section 34.1.2), the last in milliseconds: a server whose host
+vanished without a word is given up after 25 s at most, and not after TCP's quarter of an hour. A
+URL's own values come first."""
+
+SESSION_LIMITS_S: Mapping[str, int] = {
+    "statement_timeout": 60,
+    "idle_in_transaction_session_timeout": 60,
+}
+"""The server's limits for one of our transactions, which take milliseconds. The second frees the
+rows that a vanished machine of ours had locked."""
 
 RETRIED_SQLSTATES = frozenset({"40001", "40P01"})
 """PostgreSQL: serialization failure, deadlock detected. The transaction was surely rolled back."""
@@ -146,8 +165,20 @@ def open_engine(url: str) -> Engine:
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)
         return engine
-    connect_args = {} if "connect_timeout" in parsed.query else {"connect_timeout": 10}
-    return create_engine(parsed, pool_pre_ping=True, connect_args=connect_args, **common)
+    connect_args = {
+        key: value for key, value in CONNECTION_LIMITS.items() if key not in parsed.query
+    }
+    engine = create_engine(parsed, pool_pre_ping=True, connect_args=connect_args, **common)
+    event.listen(engine, "connect", _on_postgresql_connect)
+    return engine
+
+
+def _on_postgresql_connect(dbapi_connection: Any, _record: Any) -> None:
+    # By statements, and not by the start-up parameter `options`, which PgBouncer refuses.
+    with dbapi_connection.cursor() as cursor:
+        for name, limit_s in SESSION_LIMITS_S.items():
+            cursor.execute(f"SET {name} = '{limit_s}s'")
+    dbapi_connection.commit()
 
 
 def _on_sqlite_connect(dbapi_connection: Any, _record: Any) -> None:

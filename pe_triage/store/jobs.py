@@ -25,6 +25,7 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
+    case,
     exists,
     func,
     literal,
@@ -72,6 +73,9 @@ class QueueDepth:
         """Jobs that have not ended."""
         return self.queued + self.running
 
+
+CLOCK_SLACK_S = 5.0
+"""By so much two looks at the database's clock may differ without it having been set back."""
 
 OUTAGE_GRACE_S = 30.0
 """How long after an outage of the database no worker is taken for dead."""
@@ -379,6 +383,48 @@ class JobQueue:
             self._away_at = None
         with self._noticing_outage():
             return self._release(_expired(), "the lease ran out: the worker died or hung")
+
+    def unfreeze(self, *, longest_wait_s: float, longest_lease_s: float) -> int:
+        """Bring back what a clock set backwards has put out of reach. Returns how many jobs.
+
+        Parameters
+        ----------
+        longest_wait_s
+            No job waits longer than this for its next attempt.
+        longest_lease_s
+            No lease runs longer than this; a living worker renews its own.
+        """
+        now = db_now()
+        # A job that never failed waits for nothing: it was queued a moment ago at the earliest.
+        longest = case((_jobs.c.last_error.is_(None), CLOCK_SLACK_S), else_=longest_wait_s)
+        waiting = (
+            update(_jobs)
+            .where(_jobs.c.state == QUEUED, _jobs.c.available_at > now + longest)
+            .values(available_at=now)
+            .returning(_jobs.c.job_id)
+        )
+        held = (
+            update(_jobs)
+            .where(_jobs.c.state == RUNNING, _jobs.c.lease_until > now + longest_lease_s)
+            .values(lease_until=now + longest_lease_s)
+            .returning(_jobs.c.job_id)
+        )
+        with read(self._engine) as connection:
+            # Seldom anything: looked for without SQLite's one write lock.
+            found = [
+                connection.execute(
+                    select(exists().where(_jobs.c.state == state, column > now + limit))
+                ).scalar_one()
+                for state, column, limit in (
+                    (QUEUED, _jobs.c.available_at, longest),
+                    (RUNNING, _jobs.c.lease_until, longest_lease_s),
+                )
+            ]
+        if not any(found):
+            return 0
+        return write(
+            self._engine, lambda c: len(c.execute(waiting).all()) + len(c.execute(held).all())
+        )
 
     @contextmanager
     def _noticing_outage(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 import pe_triage
 from pe_triage.errors import SchemaError
-from pe_triage.store.engine import open_engine, read, translated_errors
+from pe_triage.store.engine import SESSION_LIMITS_S, open_engine, read, translated_errors
 
 ADVISORY_LOCK = 7_304_213_961
 """Any fixed number: PostgreSQL upgrades of this program exclude each other by it."""
@@ -66,6 +66,9 @@ def upgrade(url: str) -> None:
     try:
         with translated_errors(), engine.begin() as connection:
             if connection.dialect.name == "postgresql":
+                # A migration may take its time, and so may the wait for another's.
+                for limit in SESSION_LIMITS_S:
+                    connection.execute(text(f"SET LOCAL {limit} = 0"))
                 connection.execute(
                     text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK}
                 )

@@ -12,13 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, exists, func, select, true, update
+from sqlalchemy import Connection, Engine, Row, case, exists, func, select, true, update
 
 from pe_triage.domain import Delivery, DeliveryState, ResultKind
 from pe_triage.routing import MESSAGE_KINDS
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
-from pe_triage.store.jobs import utc_now
+from pe_triage.store.jobs import CLOCK_SLACK_S, utc_now
 
 PENDING = DeliveryState.PENDING
 SENT = DeliveryState.SENT
@@ -221,6 +221,31 @@ class Outbox:
                 deliveries.c.delivery_id.not_in(list(but)),
             )
             .values(next_attempt_at=db_now())
+            .returning(deliveries.c.delivery_id)
+        )
+        return write(self._engine, lambda c: len(c.execute(statement).all()))
+
+    def unfreeze(self, *, longest_wait_s: float) -> int:
+        """Make due what a clock set backwards has put out of reach. Returns how many.
+
+        Parameters
+        ----------
+        longest_wait_s
+            No delivery that was tried waits longer than this for its next attempt.
+        """
+        deliveries, now = schema.deliveries, db_now()
+        longest = case((deliveries.c.attempts == 0, CLOCK_SLACK_S), else_=longest_wait_s)
+        frozen = (deliveries.c.state == PENDING.value) & (
+            deliveries.c.next_attempt_at > now + longest
+        )
+        with read(self._engine) as connection:
+            if not connection.execute(select(exists().where(frozen))).scalar_one():
+                return 0
+        # queued_at too: by it a caller gives up, and the future has no age.
+        statement = (
+            update(deliveries)
+            .where(frozen)
+            .values(next_attempt_at=now, queued_at=now)
             .returning(deliveries.c.delivery_id)
         )
         return write(self._engine, lambda c: len(c.execute(statement).all()))
