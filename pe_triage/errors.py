@@ -73,6 +73,9 @@ class InvalidInstanceError(PermanentError):
     def __init__(self, message: str, *, status: int = 0xC000) -> None:
         super().__init__(message)
         self.status = status
+        self.study_uid: str | None = None
+        """Of the object, where it could be read so far: people find it by its study."""
+        self.sop_instance_uid: str | None = None
 
 
 class ImagingError(PermanentError):

@@ -9,9 +9,9 @@ from typing import Any
 
 from pe_triage.domain import InstanceFacts, PatientIdentity
 from pe_triage.errors import InvalidInstanceError
-from pe_triage.identity import identity_of
+from pe_triage.identity import MAX_IDENTIFIER, identity_of
 from pe_triage.imaging.elements import read_elements
-from pe_triage.imaging.values import MAX_TEXT, Values
+from pe_triage.imaging.values import Values
 
 _SOP_CLASS_UID = 0x00080016
 _SOP_INSTANCE_UID = 0x00080018
@@ -128,27 +128,38 @@ def read_instance(path: Path) -> InstanceRecord:
     for name, tag in _REQUIRED.items():
         uid = values.uid(tag)
         if uid is None:
-            raise InvalidInstanceError(f"{name} is missing or malformed")
+            raise _named(InvalidInstanceError(f"{name} is missing or malformed"), values)
         uids[tag] = uid
+    try:
+        identity = identity_of(
+            patient_id=_identifier(values, _PATIENT_ID, "Patient ID (0010,0020)"),
+            issuer=_identifier(values, _ISSUER, "Issuer of Patient ID (0010,0021)"),
+        )
+    except InvalidInstanceError as error:
+        raise _named(error, values) from None
     return InstanceRecord(
         study_uid=uids[_STUDY_UID],
         series_uid=uids[_SERIES_UID],
         sop_instance_uid=uids[_SOP_INSTANCE_UID],
         sop_class_uid=uids[_SOP_CLASS_UID],
         transfer_syntax_uid=elements.transfer_syntax_uid,
-        identity=identity_of(
-            patient_id=_identifier(values, _PATIENT_ID, "Patient ID (0010,0020)"),
-            issuer=_identifier(values, _ISSUER, "Issuer of Patient ID (0010,0021)"),
-        ),
+        identity=identity,
         facts=_facts(values),
     )
+
+
+def _named(error: InvalidInstanceError, values: Values) -> InvalidInstanceError:
+    """`error` with what is known of the object's identity."""
+    error.study_uid = values.uid(_STUDY_UID)
+    error.sop_instance_uid = values.uid(_SOP_INSTANCE_UID)
+    return error
 
 
 def _identifier(values: Values, tag: int, name: str) -> str:
     text = values.unbounded_text(tag)
     # Shortening could make two patients look like one.
-    if len(text) > MAX_TEXT:
-        raise InvalidInstanceError(f"{name} is longer than {MAX_TEXT} characters")
+    if len(text) > MAX_IDENTIFIER:
+        raise InvalidInstanceError(f"{name} is longer than {MAX_IDENTIFIER} characters")
     return text
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from pydicom.charset import convert_encodings, decode_bytes
 
-from pe_triage.identity import clean_text
+from pe_triage.identity import clean_text, is_uid
 from pe_triage.imaging.elements import Element
 
 MAX_TEXT = 256
@@ -61,11 +61,12 @@ class Values:
 
     def uid(self, tag: int) -> str | None:
         """Return a UID that is well-formed enough to be used (PS3.5 section 9.1), else None."""
+        # The rule on receipt is the same: what was acknowledged can be indexed.
         element = self._found.get(tag)
         if element is None:
             return None
-        text = _ascii(element.value).rstrip("\0 ")
-        return text if re.fullmatch(r"[0-9]+(\.[0-9]+)+", text) and len(text) <= 64 else None
+        value = element.value.rstrip(b"\0 ")
+        return value.decode("ascii") if is_uid(value) else None
 
     def decimal(self, tag: int) -> float | None:
         """Return the single DS value."""

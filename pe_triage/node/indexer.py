@@ -97,7 +97,7 @@ class Indexer:
         except FileNotFoundError:
             return None
         except InvalidInstanceError as error:
-            self._set_unreadable_aside(entry, str(error))
+            self._set_unreadable_aside(entry, str(error), error)
             return None
         except OSError:
             # The file system, not the instance: it stays where it is and is tried again.
@@ -135,10 +135,17 @@ class Indexer:
             self._spool.file_away(entry.path, final)
         return _Pending(entry=entry, instance=instance, facts=facts_to_json(record.facts))
 
-    def _set_unreadable_aside(self, entry: Entry, reason: str) -> None:
+    def _set_unreadable_aside(
+        self, entry: Entry, reason: str, error: InvalidInstanceError | None = None
+    ) -> None:
         """Keep what was acknowledged: a person must see what the check on receipt let through."""
         path = self._spool.set_aside(entry.path, "unreadable")
-        self._quarantine.add(path=path.relative_to(self._data_dir), reason=reason)
+        self._quarantine.add(
+            path=path.relative_to(self._data_dir),
+            reason=reason,
+            study_uid=None if error is None else error.study_uid,
+            sop_instance_uid=None if error is None else error.sop_instance_uid,
+        )
         self._log.error("instance.unreadable", file=path.name, error=reason)
 
     def _is_held(self, instance: ReceivedInstance) -> bool:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pe_triage.receive.validate import is_uid
+from pe_triage.identity import is_uid
 
 C_STORE_RQ = 0x0001
 C_STORE_RSP = 0x8001

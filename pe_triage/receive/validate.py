@@ -7,7 +7,6 @@ formed (PS3.5 Section 9.1) and those of the command. Statuses are those of PS3.4
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from pydicom.datadict import DicomDictionary  # type: ignore[attr-defined]
 
 from pe_triage.errors import InvalidInstanceError
+from pe_triage.identity import MAX_IDENTIFIER, is_uid
 
 STATUS_MISMATCH = 0xA900
 STATUS_CANNOT_UNDERSTAND = 0xC000
@@ -42,9 +42,25 @@ _SAMPLES, _FRAMES, _ROWS, _COLUMNS, _BITS = (
     0x00280011,
     0x00280100,
 )
+_IDENTIFIERS = {
+    0x00100020: "Patient ID (0010,0020)",
+    0x00100021: "Issuer of Patient ID (0010,0021)",
+}
 _KEPT = frozenset(
-    {_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES, _SAMPLES, _FRAMES, _ROWS, _COLUMNS, _BITS}
+    {
+        _SOP_CLASS,
+        _SOP_INSTANCE,
+        _STUDY,
+        _SERIES,
+        _SAMPLES,
+        _FRAMES,
+        _ROWS,
+        _COLUMNS,
+        _BITS,
+        *_IDENTIFIERS,
+    }
 )
+_MAX_KEPT = 4 * MAX_IDENTIFIER
 _IDENTIFYING = {
     _SOP_CLASS: "SOP Class UID (0008,0016)",
     _SOP_INSTANCE: "SOP Instance UID (0008,0018)",
@@ -69,7 +85,6 @@ _SHORT_VRS = frozenset(
 _SEQUENCE_TAGS = frozenset(tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ")
 """Implicit VR does not say which elements are sequences; the data dictionary does."""
 _MAY_BE_UNDEFINED = frozenset({b"SQ", b"UN"})
-_UID = re.compile(rb"[0-9]+(?:\.[0-9]+)*")
 
 Data = bytes | bytearray | memoryview
 
@@ -109,6 +124,9 @@ def check_instance(
             raise InvalidInstanceError(
                 f"{_IDENTIFYING[tag]} differs from the command's", status=STATUS_MISMATCH
             )
+    for tag, name in _IDENTIFIERS.items():
+        if len(kept.get(tag, b"").strip(b"\x00 ")) > MAX_IDENTIFIER:
+            raise _not_understood(f"{name} is longer than {MAX_IDENTIFIER} bytes")
     if not walker.has_pixel_data and uids[_SOP_CLASS] in _NEEDS_PIXEL_DATA:
         raise _not_understood("pixel data is missing")
     return InstanceHeader(
@@ -117,14 +135,6 @@ def check_instance(
         study_uid=uids[_STUDY],
         series_uid=uids[_SERIES],
     )
-
-
-def is_uid(value: bytes) -> bool:
-    """Whether `value` is 1 to 64 bytes of digits and dots (PS3.5 Section 9.1).
-
-    Leading zeros of a component are tolerated: equipment in the field writes them.
-    """
-    return len(value) <= 64 and _UID.fullmatch(value) is not None
 
 
 def _uid_value(kept: dict[int, bytes], tag: int, name: str) -> str:
@@ -238,7 +248,7 @@ class _Walker:
                 if tag in _KEPT:
                     if tag in self.kept:
                         raise _not_understood(f"({group:04X},{element:04X}) stands twice")
-                    self.kept[tag] = bytes(data[value : value + min(length, 80)])
+                    self.kept[tag] = bytes(data[value : value + min(length, _MAX_KEPT)])
                 elif tag == _PIXEL_DATA:
                     self._pixel_data(length)
             at = after

@@ -281,3 +281,18 @@ def test_pixel_data_are_not_read(tmp_path, ct_writer, monkeypatch):
     monkeypatch.setattr("pe_triage.imaging.elements.FileIO", Counting)
     read_instance(path)
     assert 0 < sum(taken) <= 128 * 1024
+
+
+def test_a_uid_of_one_component_is_read_as_it_is_accepted(tmp_path):
+    path = raw_file(tmp_path / "a.dcm", {0x0020000D: (b"UI", b"12345\0")})
+    assert read_instance(path).study_uid == "12345"
+
+
+def test_a_refused_file_still_says_which_study_it_is_of(tmp_path):
+    long = raw_file(tmp_path / "a.dcm", {0x00100020: (b"LO", b"7" * 300)})
+    nameless = raw_file(tmp_path / "b.dcm", {0x0020000E: (b"UI", b"x\0")})
+    for path in (long, nameless):
+        with pytest.raises(InvalidInstanceError) as caught:
+            read_instance(path)
+        assert caught.value.study_uid == "1.2.3"
+        assert caught.value.sop_instance_uid == "1.2.3.4"

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom import config
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.filewriter import write_dataset
@@ -23,8 +25,9 @@ from pydicom.uid import (
 )
 
 from pe_triage.errors import InvalidInstanceError
+from pe_triage.identity import is_uid
 from pe_triage.receive import validate
-from pe_triage.receive.validate import check_instance, is_uid
+from pe_triage.receive.validate import check_instance
 
 NATIVE = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
 SOP = "1.2.826.0.1.3680043.8.498.1"
@@ -263,3 +266,17 @@ def test_damaged_bytes_only_ever_raise_our_error(
 def test_random_bytes_only_ever_raise_our_error(data: bytes, syntax: Any) -> None:
     with pytest.raises(InvalidInstanceError):
         check(data, syntax)
+
+
+@pytest.mark.parametrize(("tag", "keyword"), [(0x20, "PatientID"), (0x21, "IssuerOfPatientID")])
+def test_an_identifier_that_the_index_would_refuse_is_refused_here(tag: int, keyword: str) -> None:
+    ds = make_ds()
+    for length, refused in ((256, False), (258, True)):
+        value = "7" * length
+        ds[keyword] = DataElement((0x0010, tag), "LO", value, validation_mode=config.IGNORE)
+        data = encode(ds, ExplicitVRLittleEndian)
+        if refused:
+            with pytest.raises(InvalidInstanceError, match="longer than 256"):
+                check(data)
+        else:
+            check(data)
