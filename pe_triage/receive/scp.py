@@ -12,7 +12,7 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 
 from pe_triage.logs import get_logger
-from pe_triage.receive.access import Rejection, decide, resolve_host
+from pe_triage.receive.access import Rejection, decide
 from pe_triage.receive.contexts import supported_contexts
 from pe_triage.receive.storing import StoreSession
 from pe_triage.receive.upper_layer import StoreUpperLayer
@@ -147,7 +147,7 @@ def check_access(
         called_aet=called_aet,
         calling_aet=calling_aet,
         peer_host=peer_host,
-        resolve=resolve_host,
+        resolve=server.resolve,
     )
     if rejection is None and server.open_associations() > server.options.max_associations:
         return TOO_MANY

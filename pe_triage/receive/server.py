@@ -22,7 +22,7 @@ from pynetdicom.transport import AssociationServer, RequestHandler
 
 from pe_triage.addresses import AcceptRule
 from pe_triage.logs import get_logger
-from pe_triage.receive.access import AccessPolicy, Rejection
+from pe_triage.receive.access import AccessPolicy, Rejection, ResolverCache
 from pe_triage.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pe_triage.receive.scp import StoreAssociation, check_access
 from pe_triage.receive.spool import Spool
@@ -99,6 +99,7 @@ class SharedListenerServer(AssociationServer):
         self._listener = listener
         self.options = options
         self.service = service
+        self.resolve = ResolverCache()
         self.log: Any = get_logger(aet=options.aet)
         self._open: set[StoreAssociation] = set()
         self._open_lock = threading.Lock()

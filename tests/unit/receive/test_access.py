@@ -4,7 +4,15 @@ import pytest
 from pydicom.uid import UID
 
 from pe_triage.addresses import parse_accept_from
-from pe_triage.receive.access import AccessPolicy, decide, is_loopback, resolve_host
+from pe_triage.receive.access import (
+    FRESH_S,
+    RETRY_S,
+    AccessPolicy,
+    ResolverCache,
+    decide,
+    is_loopback,
+    resolve_host,
+)
 from pe_triage.receive.contexts import (
     STORAGE_CLASSES,
     TRANSFER_SYNTAXES,
@@ -21,13 +29,14 @@ def ask(policy: AccessPolicy, called: str, calling: str, host: str) -> tuple[int
         called_aet=called,
         calling_aet=calling,
         peer_host=host,
-        resolve=lambda name: HOSTS.get(name, frozenset()),
+        resolve=HOSTS.get,
     )
     return rejection and (rejection.result, rejection.source, rejection.reason)
 
 
 CALLED_UNKNOWN = (1, 1, 7)
 CALLING_UNKNOWN = (1, 1, 3)
+TRY_AGAIN = (2, 3, 1)
 
 
 def policy(*rules: str, insecure: bool = False) -> AccessPolicy:
@@ -59,7 +68,11 @@ def policy(*rules: str, insecure: bool = False) -> AccessPolicy:
         (("CT1@scanner",), False, "PETRIAGE", "CT1", "10.0.0.5", None),
         (("CT1@scanner",), False, "PETRIAGE", "CT1", "fd00:0::5", None),
         (("CT1@scanner",), False, "PETRIAGE", "CT1", "10.0.0.6", CALLING_UNKNOWN),
-        (("CT1@nowhere",), False, "PETRIAGE", "CT1", "10.0.0.6", CALLING_UNKNOWN),
+        # The name server is away: the scanner may try again.
+        (("CT1@nowhere",), False, "PETRIAGE", "CT1", "10.0.0.6", TRY_AGAIN),
+        (("CT1@nowhere", "CT1@scanner"), False, "PETRIAGE", "CT1", "10.0.0.5", None),
+        (("CT1@nowhere", "CT1@scanner"), False, "PETRIAGE", "CT1", "10.0.0.6", TRY_AGAIN),
+        (("CT1@nowhere",), False, "PETRIAGE", "CT2", "10.0.0.6", CALLING_UNKNOWN),
         (("CT1@other", "CT1@scanner"), False, "PETRIAGE", "CT1", "10.0.0.5", None),
     ],
 )
@@ -79,8 +92,8 @@ def test_loopback_and_resolution() -> None:
     assert not is_loopback("localhost.example.org")
     assert not is_loopback("0.0.0.0")
     assert "127.0.0.1" in resolve_host("127.0.0.1")
-    assert resolve_host("no such host") == frozenset()
-    assert resolve_host("a" * 300) == frozenset()
+    assert resolve_host("no such host") is None
+    assert resolve_host("a" * 300) is None
 
 
 def test_what_a_ct_sender_may_propose_is_accepted() -> None:
@@ -123,3 +136,29 @@ def test_contexts_answer_what_was_proposed() -> None:
     assert len(names) == len(TRANSFER_SYNTAXES) == 12
     assert "1.2.840.10008.1.2.1.99" not in TRANSFER_SYNTAXES
     assert supported_contexts([]) == []
+
+
+def test_addresses_are_remembered_and_outlive_the_name_server() -> None:
+    asked: list[str] = []
+    answers: dict[str, frozenset[str]] = {}
+    now_s = [0.0]
+
+    def resolve(name: str) -> frozenset[str] | None:
+        asked.append(name)
+        return answers.get(name)
+
+    cached = ResolverCache(resolve, lambda: now_s[0])
+    assert cached("ct") is None
+    answers["ct"] = frozenset({"10.0.0.5"})
+    assert cached("ct") is None
+    now_s[0] += RETRY_S
+    assert cached("ct") == {"10.0.0.5"}
+    assert cached("ct") == {"10.0.0.5"}
+    assert len(asked) == 2
+    now_s[0] += FRESH_S
+    del answers["ct"]
+    assert cached("ct") == {"10.0.0.5"}
+    assert len(asked) == 3
+    now_s[0] += RETRY_S
+    answers["ct"] = frozenset({"10.0.0.9"})
+    assert cached("ct") == {"10.0.0.9"}
