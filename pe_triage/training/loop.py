@@ -286,7 +286,9 @@ def _wrapped(module: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return module
     devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices)
+    # A loss on the image label alone leaves the exam head out, and the other way round; without
+    # this the second step would fail.
+    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
 
 
 def _loader(
