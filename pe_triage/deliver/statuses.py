@@ -69,12 +69,10 @@ def classify(status: int) -> StatusRule:
     return UNKNOWN
 
 
-def describe(status: int, comment: str = "") -> str:
-    """One line: the status in hexadecimal, its meaning, and the peer's Error Comment.
+def describe(status: int) -> str:
+    """One line: the status in hexadecimal and its meaning, in our own words.
 
-    The comment is the peer's text: control characters are removed and it is cut to 64 characters,
-    the length of its VR (LO).
+    The peer's Error Comment (0000,0902) is free text and often quotes the patient's identifier,
+    so it is never kept: this line reaches logs and the database. It stands in the peer's own log.
     """
-    cleaned = " ".join("".join(c if c.isprintable() else " " for c in comment).split())[:64]
-    line = f"status {status:04X}: {classify(status).words}"
-    return f"{line} ({cleaned})" if cleaned else line
+    return f"status {status:04X}: {classify(status).words}"

@@ -136,13 +136,13 @@ class DicomSender:
         request.AffectedSOPInstanceUID = encoded.sop_instance_uid
         request.Priority = 2
         request.DataSet = BytesIO(data)
-        status, comment = _exchange(
+        status = _exchange(
             association, request, cast(int, context.context_id), self._options.dimse_timeout_s
         )
         verdict = classify(status).verdict
         if verdict is Verdict.SENT:
             return Sent(verdict=verdict, status=status)
-        return Sent(verdict=verdict, error=describe(status, comment), status=status)
+        return Sent(verdict=verdict, error=describe(status), status=status)
 
 
 def _all(
@@ -152,9 +152,7 @@ def _all(
         yield delivery.delivery_id, Sent(verdict=verdict, error=error)
 
 
-def _exchange(
-    association: Association, request: C_STORE, context_id: int, timeout_s: float
-) -> tuple[int, str]:
+def _exchange(association: Association, request: C_STORE, context_id: int, timeout_s: float) -> int:
     """Send a request whose data set is encoded already, and wait for its response.
 
     As pynetdicom's `send_c_store`, which would decode the file and encode it anew: what is sent
@@ -180,7 +178,7 @@ def _exchange(
     if status is None or response.MessageIDBeingRespondedTo != request.MessageID:
         association.abort()
         raise _AssociationLostError("invalid answer to C-STORE")
-    return int(status), str(response.ErrorComment or "")
+    return int(status)
 
 
 def _contexts(objects: Sequence[_EncodedObject]) -> list[PresentationContext]:

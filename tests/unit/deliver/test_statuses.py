@@ -27,12 +27,8 @@ def test_only_zero_is_success(status: int) -> None:
     assert (classify(status).verdict is Verdict.SENT) == (status == 0)
 
 
-def test_description_is_one_clean_line() -> None:
-    line = describe(0xA700, "disk\nfull\x1b[31m " + "x" * 200)
-    assert line.startswith("status A700: out of resources (disk full")
-    assert "\n" not in line
-    assert "\x1b" not in line
-    assert len(line) < 120
+def test_description_is_in_our_own_words() -> None:
+    assert describe(0xA700) == "status A700: out of resources"
     assert describe(0xC000) == "status C000: cannot understand"
 
 
