@@ -429,6 +429,7 @@ def _data_dir_lock(settings: Settings) -> Iterator[IO[str]]:
     """Hold the data directory: two nodes on one spool would index each other's instances."""
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(settings.data_dir)
         file = (settings.data_dir / "serve.lock").open("a+")
     except OSError as error:
         raise InputError(
@@ -442,6 +443,14 @@ def _data_dir_lock(settings: Settings) -> Iterator[IO[str]]:
                 f"another pe-triage node is running on data directory {settings.data_dir}"
             ) from None
         yield file
+
+
+def _close_to_others(data_dir: Path) -> None:
+    """Keep other users of the machine out of a directory that is ours, made by us or found."""
+    status = data_dir.stat()
+    if status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        data_dir.chmod(0o700)
+        get_logger().warning("node.data_dir_closed", data_dir=str(data_dir))
 
 
 def _node_id(data_dir: Path) -> str:

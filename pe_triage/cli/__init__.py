@@ -79,6 +79,8 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    # Whatever any command writes may hold patients' data: it is its user's alone.
+    os.umask(0o077)
     try:
         code = cli.main(args=None if argv is None else list(argv), standalone_mode=False)
     except click.exceptions.Exit as stop:
