@@ -231,7 +231,9 @@ def test_rspect_layout_gives_the_same_figures(
     table = load_predictions(out / "predictions.npz")
     raw = load_predictions(report / "predictions.npz")
     assert np.allclose(table.image_logit_k, raw.image_logit_k, atol=1e-4)
-    assert document["localisation"] is None  # no masks in RSPECT's layout
+    # The tree carries the phantoms' masks along.
+    assert all(study.mask_path is not None for study in found.studies)
+    assert document["localisation"] is not None
     assert document["data"]["part"] is None
 
 
