@@ -34,6 +34,7 @@ COMMANDS: dict[str, _Lazy] = {
     "show": _Lazy("show", "Print everything known of one study, or read an SR file."),
     "reprocess": _Lazy("reprocess", "Queue a study again as a new run."),
     "analyze": _Lazy("analyze", "Analyse a folder of DICOM files without a network."),
+    "deliveries": _Lazy("deliveries", "List what waits or is parked; send parked results again."),
     "quarantine": _Lazy("quarantine", "Review what was set aside."),
     "echo": _Lazy("echo", "Send a C-ECHO to a peer."),
     "db": _Lazy("db", "Manage the database schema."),

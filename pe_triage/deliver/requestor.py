@@ -23,6 +23,7 @@ MAX_CONTEXTS = 128
 """Presentation contexts in one request (PS3.8 Section 9.3.2.2: odd identifiers up to 255)."""
 
 _PERMANENT = 1
+_LASTING = {True: "permanent", False: "transient"}
 _NAMED_ERRORS = {
     errno.ECONNREFUSED: "connection refused",
     errno.EHOSTUNREACH: "host is unreachable",
@@ -111,9 +112,9 @@ def open_association(
     Raises
     ------
     RetryableDeliveryError
-        No connection, no answer, aborted, or rejected for now.
+        No connection, no answer, aborted, or rejected for whatever reason.
     PermanentDeliveryError
-        Rejected for good (PS3.8 Table 9-21, result 1), or nothing that was proposed is accepted.
+        Nothing that was proposed is accepted.
     """
     ae = DeliveryAE(ae_title=calling_aet)
     ae.stall_s = options.dimse_timeout_s
@@ -148,9 +149,8 @@ def _why_not(
     answer = association.acceptor.primitive
     if association.is_rejected and isinstance(answer, A_ASSOCIATE):
         line = f"{destination}: association rejected: {answer.reason_str.lower()}"
-        if answer.result == _PERMANENT:
-            return PermanentDeliveryError(line)
-        return RetryableDeliveryError(f"{line} (transient)")
+        # "Permanent" (PS3.8 Table 9-21) too: next morning an administrator enters our title there.
+        return RetryableDeliveryError(f"{line} ({_LASTING[answer.result == _PERMANENT]})")
     if isinstance(answer, A_ASSOCIATE) and answer.result == 0:
         return PermanentDeliveryError(f"{destination}: accepted none of the proposed contexts")
     if association.is_aborted and association._sent_abort:

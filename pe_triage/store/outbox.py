@@ -8,6 +8,7 @@ this room keeps the appointment, on the database's clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,21 @@ TRANSITIONS: Mapping[DeliveryState, frozenset[DeliveryState]] = {
     PARKED: frozenset(),
 }
 """From which state `mark` may lead where; anything else is ignored and said so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undelivered:
+    """One object or message that a destination has not taken, as people look at it."""
+
+    delivery_id: int
+    study_uid: str
+    destination: str
+    kind: ResultKind
+    state: DeliveryState
+    attempts: int
+    last_error: str | None
+    retry_in_s: float | None
+    """None where it is parked."""
 
 
 class Outbox:
@@ -250,8 +266,44 @@ class Outbox:
         )
         return write(self._engine, lambda c: len(c.execute(statement).all()))
 
-    def requeue_parked(self, destination: str | None = None) -> int:
-        """Try parked deliveries again from now on; to one destination, or to all.
+    def undelivered(self) -> list[Undelivered]:
+        """What no destination has taken yet, waiting or parked, by destination, oldest first."""
+        deliveries, results, jobs = schema.deliveries, schema.results, schema.jobs
+        statement = (
+            select(
+                deliveries.c.delivery_id,
+                jobs.c.study_uid,
+                deliveries.c.destination,
+                results.c.kind,
+                deliveries.c.state,
+                deliveries.c.attempts,
+                deliveries.c.last_error,
+                (deliveries.c.next_attempt_at - db_now()).label("wait_s"),
+            )
+            .join(results, deliveries.c.result_id == results.c.result_id)
+            .join(jobs, deliveries.c.job_id == jobs.c.job_id)
+            .where(deliveries.c.state.in_([PENDING.value, PARKED.value]))
+            .order_by(deliveries.c.destination, deliveries.c.queued_at, deliveries.c.delivery_id)
+        )
+        with read(self._engine) as connection:
+            return [
+                Undelivered(
+                    delivery_id=row.delivery_id,
+                    study_uid=row.study_uid,
+                    destination=row.destination,
+                    kind=ResultKind(row.kind),
+                    state=DeliveryState(row.state),
+                    attempts=row.attempts,
+                    last_error=row.last_error,
+                    retry_in_s=max(0.0, float(row.wait_s)) if row.state == PENDING.value else None,
+                )
+                for row in connection.execute(statement)
+            ]
+
+    def requeue_parked(
+        self, destination: str | None = None, *, study_uid: str | None = None
+    ) -> int:
+        """Try parked deliveries again from now on; to one destination, of one study, or all.
 
         Messages that a newer run superseded, and those that could not be written, stay parked.
 
@@ -281,6 +333,10 @@ class Outbox:
         parked = (deliveries.c.state == PARKED.value) & deliveries.c.result_id.in_(sendable)
         if destination is not None:
             parked &= deliveries.c.destination == destination
+        if study_uid is not None:
+            parked &= deliveries.c.job_id.in_(
+                select(jobs.c.job_id).where(jobs.c.study_uid == study_uid)
+            )
         # queued_at too: a caller gives up by age, and a person has just asked for more patience.
         statement = (
             update(deliveries)

@@ -189,3 +189,18 @@ def test_misuse(store: StoreUnderTest) -> None:
         store.outbox.mark(7, DeliveryState.PENDING)
     with pytest.raises(ValueError, match="retry_in_s"):
         store.outbox.mark(7, DeliveryState.SENT, retry_in_s=1)
+
+
+def test_a_person_sees_what_is_parked_and_asks_for_one_study(store: StoreUnderTest) -> None:
+    store.queued()
+    store.finish(store.claimed(), destinations=(PACS, RIS))
+    for delivery in store.outbox.due(PACS, 10):
+        store.outbox.mark(delivery.delivery_id, DeliveryState.PARKED, error="0122 refused")
+    listed = store.outbox.undelivered()
+    assert [(i.destination, i.state) for i in listed] == sorted(
+        [(PACS, DeliveryState.PARKED)] * 2 + [(RIS, DeliveryState.PENDING)] * 2
+    )
+    assert [i.retry_in_s is None for i in listed] == [i.destination == PACS for i in listed]
+    assert {i.last_error for i in listed} == {None, "0122 refused"}
+    assert store.outbox.requeue_parked(study_uid="9.9.9") == 0
+    assert store.outbox.requeue_parked(study_uid=listed[0].study_uid) == 2

@@ -29,7 +29,7 @@ from pe_triage.deliver.requestor import RequestorOptions
 from pe_triage.deliver.statuses import Verdict
 from pe_triage.deliver.store_scu import DicomSender, Sent
 from pe_triage.domain import Delivery, DeliveryState, Destination, ResultKind
-from pe_triage.errors import PermanentDeliveryError, RetryableDeliveryError
+from pe_triage.errors import RetryableDeliveryError
 from pe_triage.receive.part10 import dataset_offset
 from tests.support.peers import dcmtk_environment, require_program
 
@@ -222,7 +222,8 @@ def test_rejected_associations(tmp_path: Path) -> None:
     with scripted(lambda _: 0, require_called_aet=True) as destination:
         wrong = Destination(aet="WRONG", host=destination.host, port=destination.port)
         found = outcomes(wrong, deliveries)
-        assert found[1].verdict is Verdict.PARK
+        # An administrator enters the title the next morning.
+        assert found[1].verdict is Verdict.RETRY
         assert "called ae title not recognised" in (found[1].error or "")
     with scripted(lambda _: 0, maximum_associations=1) as destination:
         holder = AE(ae_title="HOLDER").associate(
@@ -324,7 +325,7 @@ def test_echo_says_what_is_wrong() -> None:
     with scripted(lambda _: 0, require_called_aet=True) as destination:
         echo(destination, calling_aet="PETRIAGE", timeout_s=3)
         wrong = Destination(aet="WRONG", host="127.0.0.1", port=destination.port)
-        with pytest.raises(PermanentDeliveryError, match="called ae title not recognised"):
+        with pytest.raises(RetryableDeliveryError, match="called ae title not recognised"):
             echo(wrong, calling_aet="PETRIAGE", timeout_s=3)
     with pytest.raises(RetryableDeliveryError, match="connection refused"):
         echo(Destination(aet="X", host="127.0.0.1", port=free_port()), calling_aet="A", timeout_s=2)

@@ -1,0 +1,66 @@
+"""``pe-triage deliveries``: what no destination has taken, and another try for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from pe_triage.cli.options import node_options, settings_from
+
+
+@click.group()
+def deliveries() -> None:
+    """Review results on their way to destinations."""
+
+
+@deliveries.command("list")
+@node_options
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def list_entries(
+    data_dir: Path | None, database: str | None, config: Path | None, as_json: bool
+) -> None:
+    """List what waits for a destination, or is parked there, oldest first."""
+    settings = settings_from(data_dir=data_dir, database=database, config=config)
+    from pe_triage.app import open_existing_database
+    from pe_triage.store.outbox import Outbox
+
+    items = Outbox(open_existing_database(settings), settings.data_dir).undelivered()
+    if as_json:
+        documents = [
+            {name: getattr(item, name) for name in (f.name for f in dataclasses.fields(item))}
+            for item in items
+        ]
+        click.echo(json.dumps(documents, indent=2, default=str))
+        return
+    if not items:
+        click.echo("every result is delivered")
+    for item in items:
+        when = "" if item.retry_in_s is None else f"  next try in {item.retry_in_s:.0f} s"
+        click.echo(
+            f"{item.destination}  {item.state}  {item.kind}  {item.attempts} tries{when}\n"
+            f"    study {item.study_uid}\n    {item.last_error or 'not tried yet'}"
+        )
+
+
+@deliveries.command()
+@node_options
+@click.option("--destination", help="Only those to this destination, as `list` names it.")
+@click.option("--study", help="Only those of this study.")
+def retry(
+    data_dir: Path | None,
+    database: str | None,
+    config: Path | None,
+    destination: str | None,
+    study: str | None,
+) -> None:
+    """Send parked results again."""
+    settings = settings_from(data_dir=data_dir, database=database, config=config)
+    from pe_triage.app import open_existing_database
+    from pe_triage.store.outbox import Outbox
+
+    outbox = Outbox(open_existing_database(settings), settings.data_dir)
+    count = outbox.requeue_parked(destination, study_uid=study)
+    click.echo(f"{count} parked deliveries will be tried again")
