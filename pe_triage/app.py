@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pe_triage.infer.predictor import Predictor
     from pe_triage.node.analysis import AnalysisOptions
 
+DEVICE_CHECK_S = 120.0
 BACKLOG = 128
 """Connections that wait in the listening socket while a receiver is started again."""
 
@@ -162,6 +164,7 @@ def run_node(settings: Settings) -> None:
     """
     log = get_logger()
     _check_bundle(settings)
+    _check_device(settings.device)
     # Every table is read before anything starts: a worker must not find the mistake.
     analysis_options(settings)
     for table in settings.destinations:
@@ -410,6 +413,37 @@ def _check_bundle(settings: Settings) -> None:
     from pe_triage.model.card import read_card
 
     verify_weights(settings.model, read_card(settings.model))
+
+
+_DEVICE_CHECK = """
+import sys
+from pe_triage.errors import ConfigurationError
+from pe_triage.infer.runtime import choose_device
+try:
+    choose_device(sys.argv[1])
+except ConfigurationError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not here, asking torch in a process of its own.
+
+    A node that took images in and whose workers then died one after another would look alive.
+    """
+    if device in ("auto", "cpu"):
+        return
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _DEVICE_CHECK, device],
+            capture_output=True, text=True, timeout=DEVICE_CHECK_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise InputError(f"device: {device} does not answer within {DEVICE_CHECK_S:g} s") from None
+    if asked.returncode != 0:
+        lines = asked.stdout.strip().splitlines()
+        raise ConfigurationError(lines[-1] if lines else f"device: {device} cannot be used")
 
 
 def _prepare_database(settings: Settings) -> None:
