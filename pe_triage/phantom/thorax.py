@@ -133,7 +133,8 @@ class LungPainter(Protocol):
     def __call__(
         self, hu: Float, share: Float, content: Float, *, x: Float, y: Float, z: float,
         cavity: Float, coarse: Float, fine: Float, edge: float,
-    ) -> None: ...  # fmt: skip
+    ) -> None:  # fmt: skip
+        """Change ``hu`` in place where ``share`` of a voxel is lung."""
 
 
 def trunk_slice(

@@ -151,6 +151,7 @@ def _vein_stems() -> tuple[Stem, ...]:
 
 
 def unit(v: Sequence[float]) -> Point:
+    """Scale a vector to length 1."""
     length = math.sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2])
     return (v[0] / length, v[1] / length, v[2] / length)
 
