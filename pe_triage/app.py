@@ -7,12 +7,10 @@ Nothing here imports torch before a worker process does.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
@@ -29,22 +27,27 @@ from pe_triage.assemble.completeness import CompletenessRules
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.config import Settings
 from pe_triage.domain import Outcome, ReceivedInstance, StudyState
-from pe_triage.errors import ConfigurationError, InputError, PeTriageError, SchemaError
+from pe_triage.errors import InputError, PeTriageError
 from pe_triage.logs import get_logger, setup_logging
 from pe_triage.node.link import ChildLink
 from pe_triage.node.supervisor import ProcessSpec, Supervisor
+from pe_triage.startup import (
+    check_bundle,
+    check_device,
+    hold_data_dir,
+    node_id_of,
+    open_listener,
+    prepare_database,
+    warn_if_open,
+)
 from pe_triage.store.engine import open_engine
 from pe_triage.store.jobs import JobQueue, Rank
-from pe_triage.store.migrate import check_schema, upgrade
+from pe_triage.store.migrate import check_schema
 from pe_triage.store.studies import StudyStore
 
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Predictor
     from pe_triage.node.analysis import AnalysisOptions
-
-DEVICE_CHECK_S = 120.0
-BACKLOG = 128
-"""Connections that wait in the listening socket while a receiver is started again."""
 
 
 def utc_now() -> datetime:
@@ -163,18 +166,18 @@ def run_node(settings: Settings) -> None:
         Data directory, port, database or bundle cannot be used; nothing was started.
     """
     log = get_logger()
-    _check_bundle(settings)
-    _check_device(settings.device)
+    check_bundle(settings)
+    check_device(settings.device)
     # Every table is read before anything starts: a worker must not find the mistake.
     analysis_options(settings)
     for table in settings.destinations:
         table.check_secrets()
-    with _data_dir_lock(settings):
-        _prepare_database(settings)
-        node_id = _node_id(settings.data_dir)
-        listener = _listen(settings.host, settings.port)
+    with hold_data_dir(settings):
+        prepare_database(settings)
+        node_id = node_id_of(settings.data_dir)
+        listener = open_listener(settings.host, settings.port)
         host, port = settings.host, listener.getsockname()[1]
-        _warn_if_open(settings, log)
+        warn_if_open(settings, log)
         queue = JobQueue(open_engine(settings.database_url), max_attempts=settings.max_attempts)
         # Whatever an earlier life of this node held is free: the lock says that it is over.
         queue.release_owner(f"{node_id}/")
@@ -214,7 +217,7 @@ def run_node(settings: Settings) -> None:
 
 def run_worker(settings: Settings) -> None:
     """Run one worker in the foreground on an existing database."""
-    _check_bundle(settings)
+    check_bundle(settings)
     engine = open_engine(settings.database_url)
     check_schema(engine)
     stop = threading.Event()
@@ -402,148 +405,6 @@ def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
     )
 
 
-# ------------------------------------------------------------------ checks before the start
-
-
-def _check_bundle(settings: Settings) -> None:
-    """Card and weights digest, without torch: a wrong bundle must stop the start, not a worker."""
-    if settings.model is None:
-        return
-    from pe_triage.model.bundle import verify_weights
-    from pe_triage.model.card import read_card
-
-    verify_weights(settings.model, read_card(settings.model))
-
-
-_DEVICE_CHECK = """
-import sys
-from pe_triage.errors import ConfigurationError
-from pe_triage.infer.runtime import choose_device
-try:
-    choose_device(sys.argv[1])
-except ConfigurationError as error:
-    print(error)
-    sys.exit(2)
-"""
-
-
-def _check_device(device: str) -> None:
-    """Refuse a device that is not here, asking torch in a process of its own.
-
-    A node that took images in and whose workers then died one after another would look alive.
-    """
-    if device in ("auto", "cpu"):
-        return
-    try:
-        asked = subprocess.run(
-            [sys.executable, "-c", _DEVICE_CHECK, device],
-            capture_output=True, text=True, timeout=DEVICE_CHECK_S, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise InputError(f"device: {device} does not answer within {DEVICE_CHECK_S:g} s") from None
-    if asked.returncode != 0:
-        lines = asked.stdout.strip().splitlines()
-        raise ConfigurationError(lines[-1] if lines else f"device: {device} cannot be used")
-
-
-def _prepare_database(settings: Settings) -> None:
-    if settings.embedded_database:
-        upgrade(settings.database_url)
-    engine = open_engine(settings.database_url)
-    try:
-        check_schema(engine)
-    except SchemaError as error:
-        raise InputError(f"{error}") from None
-    finally:
-        engine.dispose()
-
-
-@contextlib.contextmanager
-def _data_dir_lock(settings: Settings) -> Iterator[IO[str]]:
-    """Hold the data directory: two nodes on one spool would index each other's instances."""
-    try:
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _close_to_others(settings.data_dir)
-        file = (settings.data_dir / "serve.lock").open("a+")
-    except OSError as error:
-        raise InputError(
-            f"cannot write to data directory {settings.data_dir}: {error.strerror}"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"another pe-triage node is running on data directory {settings.data_dir}"
-            ) from None
-        yield file
-
-
-def _close_to_others(data_dir: Path) -> None:
-    """Keep other users of the machine out of a directory that is ours, made by us or found."""
-    status = data_dir.stat()
-    if status.st_uid == os.geteuid() and status.st_mode & 0o077:
-        data_dir.chmod(0o700)
-        get_logger().warning("node.data_dir_closed", data_dir=str(data_dir))
-
-
-def _node_id(data_dir: Path) -> str:
-    """Name of this node, made once: leases of an earlier life are recognised by it."""
-    path = data_dir / "node-id"
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        text = ""
-    if not text:
-        text = f"node-{uuid.uuid4().hex[:12]}"
-        path.write_text(f"{text}\n", encoding="ascii")
-    return text
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Bind and listen; children inherit the socket, so that their death drops no connection."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise ConfigurationError(f"--host {host}: {error.strerror}") from None
-    listener = socket.socket(family, kind, proto)
-    # Connections of an earlier life in TIME_WAIT must not keep a restarted node off its port.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise InputError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    return listener
-
-
-def _warn_if_open(settings: Settings, log: Any) -> None:
-    from pe_triage.node.roads import unprotected
-
-    for name in unprotected(settings.destinations):
-        log.warning("destination.unencrypted", destination=name)
-    if settings.host in ("127.0.0.1", "::1", "localhost"):
-        return
-    if settings.insecure:
-        log.warning(
-            "node.insecure",
-            message="every calling AE from any address is accepted, without encryption",
-        )
-    elif not settings.accept_from:
-        log.warning(
-            "node.loopback_only",
-            message="no --accept-from is given: only peers on loopback are accepted",
-        )
-    else:
-        log.warning(
-            "node.unencrypted",
-            message="AE titles are no authentication and the network is not encrypted (no TLS)",
-        )
-
-
 # ------------------------------------------------------------------ without a network
 
 
@@ -561,7 +422,7 @@ def analyse_folder(
     from pe_triage.node.document import analysis_document
     from pe_triage.node.files import write_results
 
-    _check_bundle(settings)
+    check_bundle(settings)
     options = analysis_options(settings)
     started = utc_now()
     first = instances[0]

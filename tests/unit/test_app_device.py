@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pe_triage import app
+from pe_triage import app, startup
 from pe_triage.config import Settings
 from pe_triage.errors import ConfigurationError
 
@@ -17,7 +17,7 @@ def test_a_device_that_is_not_here_stops_the_start(
     def never(*_: object) -> None:
         pytest.fail("the node went on to listen")
 
-    monkeypatch.setattr(app, "_listen", never)
+    monkeypatch.setattr(app, "open_listener", never)
     data_dir = tmp_path / "data"
     with pytest.raises(ConfigurationError, match="device"):
         app.run_node(Settings(data_dir=data_dir, device="cuda:99", port=0))
@@ -26,5 +26,5 @@ def test_a_device_that_is_not_here_stops_the_start(
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_what_is_always_here_costs_no_process(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.subprocess, "run", None)
-    app._check_device(device)
+    monkeypatch.setattr(startup.subprocess, "run", None)
+    startup.check_device(device)

@@ -41,6 +41,7 @@ FLOOR: dict[str, int] = {
     "cli": 5,
     "web": 5,
     "app": 5,
+    "startup": 5,
     "__main__": 6,
 }
 
@@ -65,6 +66,7 @@ ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
     "logs": set(),
     "resources": {"errors"},
     "stack": {"domain"},
+    "app": {"startup"},
     "cli": {"app"},
     # Evaluation judges what is served, so it predicts and explains by the code that serves.
     "training": {"infer"},

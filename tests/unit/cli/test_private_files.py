@@ -9,8 +9,8 @@ import click
 import pytest
 
 from pe_triage import cli
-from pe_triage.app import _data_dir_lock
 from pe_triage.config import Settings
+from pe_triage.startup import hold_data_dir
 
 
 def test_every_command_writes_for_its_user_only(
@@ -35,5 +35,5 @@ def test_a_data_directory_that_others_could_read_is_closed(tmp_path: Path) -> No
     found = tmp_path / "data"
     found.mkdir()
     found.chmod(0o755)
-    with _data_dir_lock(Settings(data_dir=found)):
+    with hold_data_dir(Settings(data_dir=found)):
         assert found.stat().st_mode & 0o777 == 0o700
