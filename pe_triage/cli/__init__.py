@@ -58,6 +58,10 @@ class LazyGroup(click.Group):
         lazy = COMMANDS.get(cmd_name)
         if lazy is None:
             return None
+        from pe_triage.logs import setup_logging
+
+        # stdout is for the answer: without this, structlog would print events there.
+        setup_logging(level="WARNING")
         module = importlib.import_module(f"pe_triage.cli.{lazy.module}")
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from io import BytesIO
 from pathlib import Path
@@ -130,8 +131,12 @@ def test_results_pass_the_validators(
     dsrdump = require_program("dsrdump", "dcmtk")
     _, files = new_study()
     out = tmp_path / "out"
-    done = pe_triage("analyze", files[0].parent, "--out", out, "--model", tiny_bundle)
+    done = pe_triage("analyze", files[0].parent, "--out", out, "--model", tiny_bundle, "--json")
     assert done.returncode == 0, done.stderr
+    # Nothing but the document on stdout, and every file of it is there.
+    doc = json.loads(done.stdout)
+    assert doc["outcome"] == "INDETERMINATE"
+    assert {Path(result["path"]) for result in doc["results"]} == set(out.glob("*.dcm"))
     written = sorted(out.glob("*.dcm"))
     assert len(written) >= 3
     for path in written:
