@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pe_triage.imaging.pixels import decode_hu
-
-DCMCJPEG = Path("/usr/bin/dcmcjpeg")
-pytestmark = pytest.mark.skipif(not DCMCJPEG.exists(), reason="DCMTK is not installed")
+from tests.support.peers import require_program
 
 COMMANDS = [
     ["dcmcjpeg", "+e1"],
@@ -33,5 +30,5 @@ def test_streams_of_dcmtk_decode_exactly(tmp_path, ct_writer, command, content, 
         pixels = ramp.astype(np.int16).view(dtype)
     plain = ct_writer(tmp_path / "plain.dcm", pixels, RescaleIntercept=0)
     packed = tmp_path / "packed.dcm"
-    subprocess.run([f"/usr/bin/{command[0]}", *command[1:], plain, packed], check=True)
+    subprocess.run([require_program(command[0], "dcmtk"), *command[1:], plain, packed], check=True)
     np.testing.assert_array_equal(decode_hu(packed), decode_hu(plain))

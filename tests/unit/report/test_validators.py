@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from dataclasses import replace
 from io import BytesIO
@@ -15,15 +14,13 @@ import pytest
 from pe_triage.domain import PatientIdentity
 from pe_triage.report import ReportSettings
 from pe_triage.report.study import StudyContext
+from tests.support.peers import missing, require_program
 
 DEBIAN_PACKAGE = {"dciodvfy": "dicom3tools", "dsrdump": "dcmtk", "java": "default-jre-headless"}
 
 
 def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed (Debian package {DEBIAN_PACKAGE[name]})")
-    return found
+    return require_program(name, DEBIAN_PACKAGE[name])
 
 
 def write_all(folder: Path, results) -> list[Path]:
@@ -48,7 +45,7 @@ def dciodvfy_errors(path: Path) -> list[str]:
 def pixelmed_errors(path: Path, words: tuple[str, ...] = ("Error",)) -> list[str]:
     jar = Path("/usr/share/java/pixelmed.jar")
     if not jar.is_file():
-        pytest.skip("PixelMed's validator is not installed (Debian package libpixelmed-java)")
+        missing("PixelMed's validator", "libpixelmed-java")
     done = subprocess.run(
         [
             tool("java"),
