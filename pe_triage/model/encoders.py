@@ -82,7 +82,8 @@ class SliceEncoder(Encoder):
         super().__init__(spec)
         self._whole = spec.stride == WHOLE_STRIDE
         try:
-            self.backbone, self.dim = (_whole if self._whole else _cut)(spec)
+            make = _joined if spec.join_stride else _whole if self._whole else _cut
+            self.backbone, self.dim = make(spec)
         except (RuntimeError, ValueError) as error:
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BundleError(f"model spec: backbone {spec.backbone!r}: {line}") from None
@@ -94,7 +95,8 @@ class SliceEncoder(Encoder):
     def maps(self, images: Tensor) -> Tensor:
         """Return the last feature map (n, d, h, w) of images (n, c, rows, columns)."""
         x = self._normal(images)
-        maps: Tensor = self.backbone.forward_features(x) if self._whole else self.backbone(x)[0]
+        cut = not self._whole
+        maps: Tensor = self.backbone(x)[0] if cut else self.backbone.forward_features(x)
         return maps
 
 
@@ -117,6 +119,40 @@ def _cut(spec: ModelSpec) -> tuple[Any, int]:
     level = list(create().feature_info.reduction()).index(spec.stride)
     backbone = create(out_indices=(level,))
     return backbone, int(backbone.feature_info.channels()[0])
+
+
+def _joined(spec: ModelSpec) -> tuple[Any, int]:
+    """Build the backbone with two of its maps joined, and say the channels of the joint map."""
+    return JoinedBackbone(spec), spec.join_dim
+
+
+class JoinedBackbone(nn.Module):
+    """A timm backbone whose coarser map, enlarged, is joined to a finer one.
+
+    ReLU makes a feature exactly zero where there is nothing to say, so that the mean over hundreds
+    of cells is not drowned in small values of the many that show no clot.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        strides = [spec.stride, spec.join_stride]
+        whole: Any = timm.create_model(spec.backbone, pretrained=False, features_only=True)
+        reduction = list(whole.feature_info.reduction())
+        self.trunk: Any = timm.create_model(
+            spec.backbone, pretrained=False, features_only=True, in_chans=spec.channels,
+            out_indices=tuple(reduction.index(stride) for stride in strides),
+        )  # fmt: skip
+        self._factor = spec.join_stride // spec.stride
+        self.join = nn.Conv2d(sum(self.trunk.feature_info.channels()), spec.join_dim, 1, bias=False)
+        self.norm = nn.BatchNorm2d(spec.join_dim)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return a list of the one map, as timm does for one stage."""
+        fine, coarse = self.trunk(x)
+        # Cell j of the coarse map and cell j * factor of the fine one are centred on one pixel.
+        wide = nn.functional.interpolate(coarse, scale_factor=float(self._factor), mode="nearest")
+        wide = wide[..., : fine.shape[-2], : fine.shape[-1]]
+        return [torch.relu(self.norm(self.join(torch.cat([fine, wide], dim=1))))]
 
 
 class WindowEncoder(Encoder):

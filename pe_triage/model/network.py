@@ -88,11 +88,18 @@ class SliceHeads(nn.Module):
 class SequenceStage(nn.Module):
     """Stage 2: neighbours, sequence model, image head on ĥ, pooling, exam head on z."""
 
+    feature_mean: Tensor
+    feature_std: Tensor
+
     def __init__(self, spec: ModelSpec, embedding_dim: int) -> None:
         super().__init__()
         self._neighbours = spec.neighbours
         self._fit, self._length = spec.sequence_fit, spec.sequence_length
         width = embedding_dim if spec.neighbours == "none" else 3 * embedding_dim
+        self._standardises = spec.standardise
+        if spec.standardise:
+            self.register_buffer("feature_mean", torch.zeros(embedding_dim))
+            self.register_buffer("feature_std", torch.ones(embedding_dim))
         self.sequence = SequenceModel(spec, width)
         self.pooling = make_pooling(spec, self.sequence.dim)
         self.image_head = nn.Linear(self.sequence.dim, spec.outputs_per_unit)
@@ -100,6 +107,8 @@ class SequenceStage(nn.Module):
 
     def forward(self, feat_bzd: Tensor, mask_bz: Tensor | None = None) -> ExamLogits:
         """Return the logits of exams from the embeddings of their units."""
+        if self._standardises:
+            feat_bzd = (feat_bzd - self.feature_mean) / self.feature_std
         feat_bzd = with_neighbours(feat_bzd, self._neighbours, mask_bz)
         if self._fit == "resize":
             return self._resized(feat_bzd, mask_bz)

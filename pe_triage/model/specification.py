@@ -33,6 +33,7 @@ HEADS: Final = ("sequence", "cnn-max")
 SEQUENCES: Final = ("bilstm", "lstm", "bigru", "gru", "tcn")
 POOLINGS: Final = ("attention", "mean", "max", "attention+max", "label-attention+max")
 STRIDES: Final = (8, 16, 32)
+JOIN_STRIDES: Final = (0, 16, 32)
 LUNGS: Final = ("none", "mask", "box")
 OUTPUTS: Final = ("unit", "slices")
 NEIGHBOURS: Final = ("none", "concatenate", "differences")
@@ -89,6 +90,11 @@ class ModelSpec:
     lung
         ``none``; ``mask``: air outside the lungs; ``box``: the lungs' bounding box is enlarged to
         the whole input.
+    join_stride, join_dim
+        Where `join_stride` is not 0, the map of that coarser stage of the backbone is enlarged to
+        the grid of `stride`, and both become `join_dim` channels by a 1 x 1 convolution with batch
+        normalisation and ReLU: fine cells that know their surroundings (after Lin et al. 2017,
+        Feature Pyramid Networks).
     conv_channels
         Of the plain CNN's layers; empty for other backbones.
     embedding_dim
@@ -103,6 +109,9 @@ class ModelSpec:
         cut into pieces of at most `sequence_length` that do not see each other until pooling.
     kernel, causal
         Of a TCN: taps of its convolutions, and whether they look towards the feet only.
+    standardise
+        Whether stage 2 begins by bringing each feature to mean 0 and deviation 1, by figures that
+        training measured and the bundle's weights hold.
     stage1, stage2
         How the source trained it.
     operating_point
@@ -131,6 +140,8 @@ class ModelSpec:
     planes: int = 1
     slice_mm: float = 0.0
     lung: str = "none"
+    join_stride: int = 0
+    join_dim: int = 0
     conv_channels: tuple[int, ...] = ()
     embedding_dim: int = 0
     image_outputs: str = "unit"
@@ -140,6 +151,7 @@ class ModelSpec:
     dense: bool = True
     kernel: int = 3
     causal: bool = False
+    standardise: bool = False
     stage1: Schedule = field(default_factory=Schedule)
     stage2: Schedule = field(default_factory=Schedule)
     operating_point: str = "half"
@@ -154,7 +166,7 @@ class ModelSpec:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 kind = "a positive integer" if least else "an integer of at least 0"
                 raise BundleError(f"model spec: {key} must be {kind}")
-        for key in ("dense", "causal"):
+        for key in ("dense", "causal", "standardise"):
             if not isinstance(getattr(self, key), bool):
                 raise BundleError(f"model spec: {key} must be true or false")
         if self.size % self.stride:
@@ -274,6 +286,7 @@ _CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
     "sequence": SEQUENCES,
     "pooling": POOLINGS,
     "stride": STRIDES,
+    "join_stride": JOIN_STRIDES,
     "lung": LUNGS,
     "image_outputs": OUTPUTS,
     "neighbours": NEIGHBOURS,
@@ -292,6 +305,7 @@ _COUNTS: Final[Mapping[str, int]] = {
     "kernel": 1,
     "embedding_dim": 0,
     "sequence_length": 0,
+    "join_dim": 0,
 }
 """Whole numbers, each with the least that it may be."""
 
@@ -340,6 +354,16 @@ _RULES: Final = (
     (
         lambda s: s.backbone != R3D18 or s.stride == 16,
         f"the stride of {R3D18} is 16",
+    ),
+    (
+        lambda s: bool(s.join_stride) == bool(s.join_dim),
+        "join_stride and join_dim go together",
+    ),
+    (
+        lambda s: (
+            not s.join_stride or (s.join_stride > s.stride and s.backbone not in (PLAIN, R3D18))
+        ),
+        "join_stride must be coarser than stride, on a timm backbone",
     ),
     (
         lambda s: math.isfinite(s.slice_mm) and s.slice_mm >= 0,

@@ -55,6 +55,4 @@ def read_seeds() -> Seeds:
         if known & set(part.seeds):
             raise InputError(f"seeds.json: {part.name} shares seeds with another part")
         known |= set(part.seeds)
-    return Seeds(
-        size=document["size"], slice_spacing_mm=document["slice_spacing_mm"], parts=parts
-    )
+    return Seeds(size=document["size"], slice_spacing_mm=document["slice_spacing_mm"], parts=parts)
