@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
+from io import BytesIO
+from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.filewriter import dcmwrite
 from pydicom.uid import CTImageStorage
 
 from pe_triage.domain import (
@@ -230,6 +234,76 @@ def make_scene(hu_zyx: np.ndarray | None = None, spacing_mm=(2.0, 1.5, 1.25)) ->
 def scene() -> Scene:
     """Return the invented study, fresh for each test."""
     return make_scene()
+
+
+NAMES = {
+    "latin-1": ("ISO_IR 100", "Müller^Jürgen", "Düsseldorf Straße"),
+    "latin-2": ("ISO_IR 101", "Dvořák^Jiří", "Łódź"),
+    "cyrillic": ("ISO_IR 144", "Люкceмбypг^Иван", "КТ лёгких"),
+    "greek": ("ISO_IR 126", "Διονυσιος^Α", "Πνεύμονας"),
+    "japanese-2022": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう", "胸部CT"),
+    "japanese-13": (
+        ["ISO 2022 IR 13", "ISO 2022 IR 87"],
+        "\uff94\uff8f\uff80\uff9e^\uff80\uff9b\uff73=山田^太郎=やまだ^たろう",
+        "胸部",
+    ),
+    "korean": (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동", "흉부"),
+    "utf-8": ("ISO_IR 192", "Wang^XiaoDong=王^小東", "肺动脉 ≥ 1"),
+    "ascii": (None, "Smith^John", "Chest"),
+}
+"""Specific Character Set, a name in it, and words in it."""
+
+
+def as_received(ds: Dataset, charset: Any) -> Dataset:
+    """Send a header through its own encoding, as it would arrive."""
+    if charset is None:
+        if "SpecificCharacterSet" in ds:
+            del ds.SpecificCharacterSet
+    else:
+        ds.SpecificCharacterSet = charset
+    buffer = BytesIO()
+    dcmwrite(buffer, ds, implicit_vr=False, little_endian=True)
+    buffer.seek(0)
+    return pydicom.dcmread(buffer, force=True)
+
+
+def renamed(header: Dataset, alphabet: str) -> Dataset:
+    """Return a copy of a header whose patient, physician and words are of `NAMES`."""
+    charset, name, words = NAMES[alphabet]
+    ds = Dataset()
+    ds.update(header)
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    ds.PatientName = ds.ReferringPhysicianName = name
+    ds.StudyDescription = words
+    return as_received(ds, charset)
+
+
+def seated(scene: Scene, header: Dataset, kind: str, **changes: Any) -> tuple[Scene, TriageResult]:
+    """Return the invented answer `kind` as one about the study of a header from elsewhere.
+
+    That header is the first key slice's, or the only one at hand.
+    """
+    uid, series_uid = str(header.SOPInstanceUID), str(header.SeriesInstanceUID)
+    study = StudyContext(
+        study_uid=str(header.StudyInstanceUID), run=1, manifest_digest="ef" * 32,
+        identity=PatientIdentity(
+            patient_id=str(header.PatientID), issuer=str(header.get("IssuerOfPatientID") or "")
+        ),
+    )  # fmt: skip
+    result = scene.result(kind, **({"keys": 1} | changes))
+    uids = list(scene.volume.sop_instance_uids)
+    if result.key_slices:
+        uids[result.key_slices[0].z] = uid
+        key = replace(result.key_slices[0], sop_instance_uid=uid)
+        result = replace(result, key_slices=(key,), sop_instance_uids=tuple(uids))
+    volume = replace(
+        scene.volume,
+        sop_instance_uids=tuple(uids),
+        series_uid=series_uid,
+        hu_zyx=np.broadcast_to(np.int16(40), (len(uids), header.Rows, header.Columns)),
+    )
+    there = replace(scene, volume=volume, headers={uid: header}, study=study)
+    return there, replace(result, series_uid=series_uid)
 
 
 CASES: dict[str, Callable[[Scene], TriageResult]] = {

@@ -9,40 +9,12 @@ import pydicom
 import pytest
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
-from pydicom.filewriter import dcmwrite
 
 from pe_triage.domain import PatientIdentity
 from pe_triage.errors import PermanentError
 from pe_triage.report import ReportSettings
 from pe_triage.report.headers import COPIED, apply_headers
-
-NAMES = {
-    "latin-1": ("ISO_IR 100", "Müller^Jürgen", "Düsseldorf Straße"),
-    "latin-2": ("ISO_IR 101", "Dvořák^Jiří", "Łódź"),
-    "cyrillic": ("ISO_IR 144", "Люкceмбypг^Иван", "КТ лёгких"),
-    "greek": ("ISO_IR 126", "Διονυσιος^Α", "Πνεύμονας"),
-    "japanese-2022": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう", "胸部CT"),
-    "japanese-13": (
-        ["ISO 2022 IR 13", "ISO 2022 IR 87"],
-        "\uff94\uff8f\uff80\uff9e^\uff80\uff9b\uff73=山田^太郎=やまだ^たろう",
-        "胸部",
-    ),
-    "korean": (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동", "흉부"),
-    "utf-8": ("ISO_IR 192", "Wang^XiaoDong=王^小東", "肺动脉 ≥ 1"),
-    "ascii": (None, "Smith^John", "Chest"),
-}
-
-
-def as_received(ds: Dataset, charset) -> Dataset:
-    """Send a header through its own encoding, as it would arrive."""
-    if charset is None:
-        del ds.SpecificCharacterSet
-    else:
-        ds.SpecificCharacterSet = charset
-    buffer = BytesIO()
-    dcmwrite(buffer, ds, implicit_vr=False, little_endian=True)
-    buffer.seek(0)
-    return pydicom.dcmread(buffer, force=True)
+from tests.unit.report.conftest import NAMES, as_received
 
 
 @pytest.mark.parametrize("kind", NAMES)
