@@ -84,16 +84,19 @@ def _capture(
     number: int,
     derivation: str,
 ) -> Dataset:
-    kind = "heatmaps" if role.startswith("heatmap") else role
+    heatmap = role.startswith("heatmap")
+    series = "heatmaps" if heatmap else role
     sha256 = result.model.sha256 if result.model else None
     ds = Dataset()
     apply_headers(source, ds)
     ds.SOPClassUID = SecondaryCaptureImageStorage
     ds.SOPInstanceUID = derive_uid(study.manifest_digest, sha256, study.run, role)
-    ds.SeriesInstanceUID = derive_uid(study.manifest_digest, sha256, study.run, f"series/{kind}")
+    ds.SeriesInstanceUID = derive_uid(study.manifest_digest, sha256, study.run, f"series/{series}")
     ds.Modality = "OT"
     ds.SeriesNumber = settings.series_number + offset
-    ds.SeriesDescription = series_description(result, kind)
+    ds.SeriesDescription = series_description(
+        result, ResultKind.HEATMAP if heatmap else ResultKind.SUMMARY
+    )
     ds.InstanceNumber = number
     ds.BodyPartExamined = "CHEST"
     ds.PatientOrientation = ""

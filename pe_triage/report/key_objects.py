@@ -47,7 +47,7 @@ def build_key_objects(
         if item.ValueType == "IMAGE" and "ConceptNameCodeSequence" in item:
             # TID 2010 gives its references no purpose; highdicom writes one.
             del item.ConceptNameCodeSequence
-    ds.SeriesDescription = series_description(result, "key objects")
+    ds.SeriesDescription = series_description(result, ResultKind.KEY_OBJECTS)
     return finish_document(
         ds, result=result, source=source, now=now, settings=settings,
         kind=ResultKind.KEY_OBJECTS, label="key-objects",

@@ -33,7 +33,8 @@ from pe_triage.report.documents import (
     result_uid,
 )
 from pe_triage.report.headers import CHARACTER_SET, text_of
-from pe_triage.report.settings import ReportSettings
+from pe_triage.report.places import marks
+from pe_triage.report.settings import UNMARKED, ReportSettings
 from pe_triage.report.slices import position_mm
 from pe_triage.report.study import StudyContext
 from pe_triage.report.wording import headline, model_words, series_description
@@ -56,6 +57,13 @@ _MEANINGS: Mapping[Outcome, str] = {
 }
 
 
+def wants_narrative(result: TriageResult, settings: ReportSettings) -> bool:
+    """Whether the site wants the report in words for this result."""
+    if settings.narrative == UNMARKED:
+        return not marks(result.key_slices)
+    return bool(settings.narrative)
+
+
 def build_narrative(
     *,
     result: TriageResult,
@@ -69,9 +77,14 @@ def build_narrative(
 ) -> ResultObject:
     """Build and encode the report in words; for every outcome.
 
+    Where the coded report marks no place, this one stands in the same series as a later instance:
+    of a series of reports OHIF shows the last, and a coded report without a region is black there.
+
     `predecessors` are the coded reports of earlier runs, named in words only: a predecessor
     document would have to be of this kind.
     """
+    alone = marks(result.key_slices)
+    kind = ResultKind.NARRATIVE if alone else ResultKind.SR
     root = hd.sr.ContainerContentItem(name=TITLE, template_id="2000")
     content: list[hd.sr.ContentItem] = [
         *hd.sr.LanguageOfContentItemAndDescendants(_ENGLISH),
@@ -87,16 +100,16 @@ def build_narrative(
     ds = hd.sr.EnhancedSR(
         evidence=evidence_of(result, study, headers, source),
         content=root,
-        series_instance_uid=result_uid(result, study, "series/narrative"),
-        series_number=settings.series_number_of(ResultKind.NARRATIVE),
+        series_instance_uid=result_uid(result, study, "series/narrative" if alone else "series/sr"),
+        series_number=settings.series_number_of(kind),
         sop_instance_uid=result_uid(result, study, "narrative"),
-        instance_number=study.run,
+        instance_number=study.run if alone else study.run + 1,
         manufacturer=settings.manufacturer,
         is_complete=True,
         is_final=False,
         is_verified=False,
         performed_procedure_codes=[settings.procedure_reported],
-        series_description=series_description(result, "narrative"),
+        series_description=series_description(result, kind),
         specific_character_set=CHARACTER_SET,
     )
     return finish_document(

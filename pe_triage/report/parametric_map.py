@@ -97,7 +97,7 @@ def build_parametric_map(
     dimensions = result_uid(result, study, "parametric-map/dimensions")
     for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimensions
-    ds.SeriesDescription = series_description(result, "Grad-CAM map")
+    ds.SeriesDescription = series_description(result, ResultKind.PARAMETRIC_MAP)
     ds.BodyPartExamined = "CHEST"
     if str(source.get("QualityControlImage", "")) == "YES":
         ds.QualityControlImage = "YES"

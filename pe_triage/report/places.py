@@ -31,6 +31,11 @@ def strongest(keys: tuple[KeySlice, ...]) -> int | None:
     return max(placed, key=lambda i: (keys[i].probability * keys[i].attention, -i), default=None)
 
 
+def marks(keys: tuple[KeySlice, ...]) -> bool:
+    """Whether a report of these key slices marks any place on an image."""
+    return strongest(keys) is not None
+
+
 def source_point(key: KeySlice, volume: CtVolume) -> tuple[float, float]:
     """Return the heatmap's peak as (column, row) in the pixel grid of the source image."""
     (point,) = to_source(np.array([_peak(key, volume)]), volume)

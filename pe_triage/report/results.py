@@ -17,7 +17,7 @@ from pe_triage.domain import CtVolume, Outcome, ResultKind, ResultSet, TriageRes
 from pe_triage.errors import PermanentError
 from pe_triage.report.captures import build_captures
 from pe_triage.report.key_objects import build_key_objects
-from pe_triage.report.narrative import build_narrative
+from pe_triage.report.narrative import build_narrative, wants_narrative
 from pe_triage.report.parametric_map import build_parametric_map, mappable
 from pe_triage.report.settings import ReportSettings
 from pe_triage.report.sr import build_sr
@@ -71,7 +71,7 @@ def build_results(
         predecessors=predecessors,
         now=now,
         settings=settings,
-        series_description=series_description(result, "triage SR"),
+        series_description=series_description(result, ResultKind.SR),
     )
     captures = build_captures(
         result=result,
@@ -88,7 +88,7 @@ def build_results(
         "result": result, "study": study, "headers": headers, "source": source, "now": now,
         "settings": settings,
     }  # fmt: skip
-    if settings.narrative:
+    if wants_narrative(result, settings):
         objects.append(build_narrative(volume=volume, predecessors=predecessors, **common))
     objects += [item for item in captures if item.kind is ResultKind.SUMMARY]
     if settings.key_objects and result.key_slices:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydicom.sr.coding import Code
 
@@ -26,6 +26,11 @@ SERIES_ORDER = (
 )
 """Kinds of objects in the order of their Series Numbers."""
 
+UNMARKED: Literal["unmarked"] = "unmarked"
+
+NarrativeChoice: TypeAlias = bool | Literal["unmarked"]
+"""Always, never, or where the coded report marks no place on an image."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportSettings:
@@ -43,9 +48,12 @@ class ReportSettings:
         is true; sites whose archive blocks what is not NO, or wants YES on any text, choose.
     series_number
         Series Number of the SR; the other kinds take the next five.
-    narrative, key_objects, parametric_map
-        Also make the report in words, the key object selection, the heatmaps' values. To send the
-        narrative in place of the coded report, leave that out at the destination.
+    narrative
+        Also make the report in words: always, never, or only where the coded report marks no place
+        on an image (`UNMARKED`). To send it in place of the coded report, leave that out at the
+        destination.
+    key_objects, parametric_map
+        Also make the key object selection, the heatmaps' values.
     institution_name, station_name
         Written where given; never copied from the scanner's images, which name its own.
     """
@@ -58,7 +66,7 @@ class ReportSettings:
     station_name: str | None = None
     series_number: int = 9501
     burned_in_annotation: str = "NO"
-    narrative: bool = False
+    narrative: NarrativeChoice = False
     key_objects: bool = False
     parametric_map: bool = False
     procedure_reported: Code = PROCEDURE_REPORTED
@@ -68,6 +76,8 @@ class ReportSettings:
     policy: TriagePolicy = field(default_factory=TriagePolicy)
 
     def __post_init__(self) -> None:
+        if self.narrative not in (True, False, UNMARKED):
+            raise ValueError("narrative must be True, False or 'unmarked'")
         if self.burned_in_annotation not in ("YES", "NO"):
             raise ValueError("burned_in_annotation must be YES or NO")
         missing = [p.value for p in Priority if p not in self.priority_codes]
@@ -106,6 +116,16 @@ def _priority_codes(where: str, value: Any) -> Mapping[Priority, Code]:
     return MappingProxyType({p: t.code(f"{where}.{p.value}", table[p.value]) for p in Priority})
 
 
+def _narrative(where: str, value: Any) -> NarrativeChoice:
+    if value == UNMARKED:
+        return UNMARKED
+    if not isinstance(value, bool):
+        raise ConfigurationError(
+            f'{where}: true, false or "{UNMARKED}" was expected, not {value!r}'
+        )
+    return value
+
+
 def _yes_or_no(where: str, value: Any) -> str:
     return "YES" if t.flag(where, value) else "NO"
 
@@ -120,7 +140,7 @@ def _station(where: str, value: Any) -> str | None:
 
 _READERS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
     {
-        "narrative": t.flag,
+        "narrative": _narrative,
         "key_objects": t.flag,
         "parametric_map": t.flag,
         "burned_in_annotation": _yes_or_no,

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from pe_triage.domain import INTENDED_USE_WORDS, IntendedUse, ModelIdentity, Outcome, TriageResult
+from pe_triage.domain import (
+    INTENDED_USE_WORDS,
+    IntendedUse,
+    ModelIdentity,
+    Outcome,
+    ResultKind,
+    TriageResult,
+)
 
 HEADLINES: Mapping[Outcome, str] = {
     Outcome.POSITIVE: "PE SUSPECTED",
@@ -14,6 +21,16 @@ HEADLINES: Mapping[Outcome, str] = {
     Outcome.NOT_EVALUATED: "PE NOT EVALUATED",
 }
 """Plain ASCII: rules in a PACS match on it."""
+
+SERIES_WORDS: Mapping[ResultKind, str] = {
+    ResultKind.SR: "triage SR",
+    ResultKind.SUMMARY: "summary",
+    ResultKind.HEATMAP: "heatmaps",
+    ResultKind.NARRATIVE: "narrative",
+    ResultKind.KEY_OBJECTS: "key objects",
+    ResultKind.PARAMETRIC_MAP: "Grad-CAM map",
+}
+"""What a series is, in its description."""
 
 NOT_DIAGNOSTIC = "not for diagnostic use"
 
@@ -24,9 +41,9 @@ def headline(result: TriageResult) -> str:
     return f"{words} - {result.priority.value}" if result.priority else words
 
 
-def series_description(result: TriageResult, what: str) -> str:
+def series_description(result: TriageResult, kind: ResultKind) -> str:
     """Return a Series Description (at most 64 ASCII characters): urgency first, then what it is."""
-    text = f"{headline(result)} | AI {what}, {NOT_DIAGNOSTIC}"
+    text = f"{headline(result)} | AI {SERIES_WORDS[kind]}, {NOT_DIAGNOSTIC}"
     assert len(text) <= 64, text
     return text
 

@@ -13,6 +13,7 @@ from pe_triage.domain import Outcome, Priority, ResultKind
 from pe_triage.report.captures import summary_picture
 from pe_triage.report.colormaps import heat_colors, heat_table
 from pe_triage.report.drawing import GE, Board, drawable
+from pe_triage.report.settings import SERIES_ORDER
 from pe_triage.report.slices import display_size, overlay_slice, plain_slice, upsampled, windowed
 from pe_triage.report.wording import series_description, time_words
 
@@ -95,12 +96,11 @@ def test_series_descriptions_fit_for_every_answer(scene):
     positive = scene.result()
     answers = [(outcome, None) for outcome in Outcome if outcome is not Outcome.POSITIVE]
     answers += [(Outcome.POSITIVE, priority) for priority in Priority]
-    kinds = ("triage SR", "summary", "heatmaps", "narrative", "key objects", "Grad-CAM map")
     for outcome, priority in answers:
-        for what in kinds:
-            text = series_description(replace(positive, outcome=outcome, priority=priority), what)
+        for kind in SERIES_ORDER:
+            text = series_description(replace(positive, outcome=outcome, priority=priority), kind)
             assert len(text) <= 64
-    assert series_description(positive, "summary").startswith("PE SUSPECTED - HIGH | ")
+    assert series_description(positive, ResultKind.SUMMARY).startswith("PE SUSPECTED - HIGH | ")
 
 
 def test_identity_changes_no_pixel(scene):

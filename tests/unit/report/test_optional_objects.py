@@ -55,6 +55,30 @@ def test_the_narrative_says_everything_in_words(case):
     assert (ds.CompletionFlag, ds.VerificationFlag) == ("COMPLETE", "UNVERIFIED")
 
 
+def test_where_no_place_is_marked_the_narrative_is_the_reports_series_last(case):
+    # Of a series of reports OHIF shows the last instance, and a report without a region is black.
+    report, narrative = opened(case.results, "sr"), opened(case.results, "narrative")
+    marked = bool(case.result.key_slices)
+    assert (narrative.SeriesInstanceUID == report.SeriesInstanceUID) is not marked
+    assert any(i.get("ValueType") == "SCOORD" for i in walk(report)) is marked
+    for keyword in ("SeriesNumber", "SeriesDescription"):
+        assert (narrative[keyword].value == report[keyword].value) is not marked
+    if not marked:
+        assert narrative.InstanceNumber > report.InstanceNumber
+        assert narrative.Modality == report.Modality
+
+
+@pytest.mark.parametrize("choice", [True, False, "unmarked"])
+@pytest.mark.parametrize("kind", ["POSITIVE", "NEGATIVE", "NOT_EVALUATED"])
+def test_a_narrative_always_never_or_where_nothing_is_marked(scene, kind, choice, monkeypatch):
+    monkeypatch.setattr("pe_triage.report.results.build_captures", lambda **_: [])
+    settings = ReportSettings.from_table({"narrative": choice})
+    results = scene.build(scene.result(kind, keys=1), settings=settings)
+    made = [item.label for item in results.objects]
+    wanted = choice if choice != "unmarked" else kind != "POSITIVE"
+    assert made == (["sr", "narrative"] if wanted else ["sr"])
+
+
 def test_key_objects_reference_the_key_slices(positive):
     ds = opened(positive.results, "key-objects")
     assert ds.ConceptNameCodeSequence[0].CodeMeaning == "Of Interest"
@@ -240,6 +264,8 @@ CODE = {"value": "1", "scheme": "99X", "meaning": "m"}
     ("table", "message"),
     [
         ({"keyobjects": True}, r"^report\.keyobjects: unknown key; known: narrative"),
+        ({"narrative": "yes"}, r"^report\.narrative: true, false or \"unmarked\" was expected"),
+        ({"narrative": 1}, r"^report\.narrative: true, false or \"unmarked\" was expected"),
         ({"key_objects": 1}, r"^report\.key_objects: true or false was expected, not 1"),
         ({"series_number": 0}, r"^report\.series_number: a whole number from 1"),
         ({"series_number": True}, r"^report\.series_number: a whole number from 1"),
