@@ -318,6 +318,11 @@ class UpsDestination(_HttpTable):
         description="`reading`: schedule a reading task, only for an answer with a priority; "
         "`analysis`: report our own analysis as a performed workitem with its output.",
     )
+    raise_existing: bool = Field(
+        default=True,
+        description="Reading tasks only: look for the study's reading task that is there already "
+        "and raise its priority in place of creating one.",
+    )
     worklist_label: str = Field(
         default="PE-TRIAGE", min_length=1, max_length=64, description="(0074,1202)."
     )

@@ -107,6 +107,27 @@ def failure_words(error: httpx.HTTPError) -> str:
     return f"connection failed ({type(error).__name__})"
 
 
+def send_in_turn(
+    options: HttpOptions,
+    deliveries: Sequence[Delivery],
+    send_one: Callable[[httpx.Client, Delivery], Sent],
+) -> Iterator[tuple[int, Sent]]:
+    """Send a batch by one client; where the peer is away, so it is for all that are left."""
+    import httpx
+
+    name, done = options.name, 0
+    try:
+        with open_client(options) as client:
+            for delivery in deliveries:
+                outcome = send_one(client, delivery)
+                done += 1
+                yield delivery.delivery_id, outcome
+    except httpx.HTTPError as error:
+        yield from all_unreachable(deliveries[done:], f"{name}: {failure_words(error)}")
+    except (RetryableDeliveryError, ConfigurationError) as error:
+        yield from all_unreachable(deliveries[done:], f"{name}: {error.message}")
+
+
 class HttpSender:
     """POSTs each message's body to one URL.
 
@@ -127,19 +148,7 @@ class HttpSender:
 
     def send(self, deliveries: Sequence[Delivery]) -> Iterator[tuple[int, Sent]]:
         """See `outcomes.Sender`."""
-        import httpx
-
-        name, done = self._options.name, 0
-        try:
-            with open_client(self._options) as client:
-                for delivery in deliveries:
-                    outcome = self._send_one(client, delivery)
-                    done += 1
-                    yield delivery.delivery_id, outcome
-        except httpx.HTTPError as error:
-            yield from all_unreachable(deliveries[done:], f"{name}: {failure_words(error)}")
-        except (RetryableDeliveryError, ConfigurationError) as error:
-            yield from all_unreachable(deliveries[done:], f"{name}: {error.message}")
+        return send_in_turn(self._options, deliveries, self._send_one)
 
     def _send_one(self, client: httpx.Client, delivery: Delivery) -> Sent:
         try:

@@ -3,6 +3,9 @@
 A step that was done before a connection broke is answered 409 when it is repeated. Since the
 workitem's UID and its Transaction UID are derived from the run, whatever stands under them is
 ours: its state says how far it got.
+
+Where the message asks for it, the study's reading task that the RIS has already is looked for first
+(`ups_existing`): its priority is raised, and ours is not made.
 """
 
 from __future__ import annotations
@@ -14,17 +17,25 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pe_triage.deliver.connect import read_body
-from pe_triage.deliver.http import HttpOptions, failure_words, judge, open_client
-from pe_triage.deliver.outcomes import Sent, all_unreachable
+from pe_triage.deliver.http import HttpOptions, judge, send_in_turn
+from pe_triage.deliver.outcomes import Sent
 from pe_triage.deliver.statuses import Verdict
+from pe_triage.deliver.ups_existing import (
+    Action,
+    Sought,
+    action_for,
+    raising,
+    state_of,
+    uid_of,
+    uids_of,
+)
 from pe_triage.domain import Delivery
-from pe_triage.errors import PermanentDeliveryError, RetryableDeliveryError
+from pe_triage.errors import PermanentDeliveryError
 
 if TYPE_CHECKING:
     import httpx
 
 DICOM_JSON = "application/dicom+json"
-PROCEDURE_STEP_STATE = "00741000"
 
 DONE_IN: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -41,6 +52,11 @@ CONFLICT = 409
 BAD_REQUEST = 400
 """Some servers say so of a change to a state that the workitem is in already."""
 
+MAX_FOUND = 20
+"""Workitems of one study that are looked at; there should be one or two."""
+
+BEING_READ = "the study's reading is in progress: its priority was left as it is"
+
 
 class UpsSender:
     """Carries out workitems at one origin server."""
@@ -51,57 +67,109 @@ class UpsSender:
 
     def send(self, deliveries: Sequence[Delivery]) -> Iterator[tuple[int, Sent]]:
         """See `outcomes.Sender`."""
-        import httpx
-
-        name, done = self._options.name, 0
-        try:
-            with open_client(self._options) as client:
-                for delivery in deliveries:
-                    outcome = self._send_one(client, delivery)
-                    done += 1
-                    yield delivery.delivery_id, outcome
-        except httpx.HTTPError as error:
-            yield from all_unreachable(deliveries[done:], f"{name}: {failure_words(error)}")
-        except RetryableDeliveryError as error:
-            yield from all_unreachable(deliveries[done:], f"{name}: {error.message}")
+        return send_in_turn(self._options, deliveries, self._send_one)
 
     def _send_one(self, client: httpx.Client, delivery: Delivery) -> Sent:
         try:
             document = json.loads(read_body(delivery))
-            uid, steps = document["workitem_uid"], document["steps"]
+            uid, steps = str(document["workitem_uid"]), document["steps"]
+            sought = Sought.from_document(document["existing"]) if "existing" in document else None
         except PermanentDeliveryError as error:
             return Sent(verdict=Verdict.PARK, error=error.message)
         except (ValueError, KeyError, TypeError):
             return Sent(verdict=Verdict.PARK, error=f"{delivery.path} is no list of steps")
+        if sought is not None:
+            done = self._raise_existing(client, uid, sought)
+            if done is not None:
+                return done
         for step in steps:
             outcome = self._step(client, uid, step)
             if outcome.verdict is not Verdict.SENT:
                 return outcome
         return Sent(verdict=Verdict.SENT)
 
+    def _raise_existing(self, client: httpx.Client, ours: str, sought: Sought) -> Sent | None:
+        """Raise the RIS's own reading tasks; None where ours is to be made."""
+        found, failed = self._search(client, sought)
+        if failed is not None:
+            return failed
+        if ours in found:  # made before its answer was lost
+            return None
+        being_read = scheduled = False
+        for uid in found:
+            item = self._item(client, uid)
+            action = action_for(item, sought)
+            if action is Action.RAISE:
+                outcome = self._request(
+                    client, "POST", f"/workitems/{uid}", "raise", raising(sought)
+                )
+                if outcome.verdict is not Verdict.SENT:
+                    # Taken by somebody between the two requests, or refused.
+                    item = self._item(client, uid)
+                    action = action_for(item, sought)
+                    if action is Action.RAISE:
+                        return outcome
+            being_read |= action is Action.IN_PROGRESS
+            scheduled |= action in (Action.RAISE, Action.LEAVE)
+        if being_read:
+            return Sent(verdict=Verdict.WARNING, error=f"{self._options.name}: {BEING_READ}")
+        return Sent(verdict=Verdict.SENT) if scheduled else None
+
+    def _search(self, client: httpx.Client, sought: Sought) -> tuple[list[str], Sent | None]:
+        """UIDs of workitems that may be the study's; or how the search failed for now.
+
+        A key that the server does not match, or a server without a search, is no failure: then
+        there is nothing that we could know of.
+        """
+        found: dict[str, None] = {}
+        for query in sought.queries:
+            response = client.get(
+                f"{self._options.url}/workitems?{query}", headers={"Accept": DICOM_JSON}
+            )
+            outcome = judge(response, f"{self._options.name}: search", self._clock())
+            if outcome.verdict is Verdict.RETRY:
+                return [], outcome
+            if outcome.verdict is Verdict.SENT:
+                found.update(dict.fromkeys(uids_of(_json(response))))
+        return list(found)[:MAX_FOUND], None
+
     def _step(self, client: httpx.Client, uid: str, step: Mapping[str, Any]) -> Sent:
         query = f"?{step['query']}" if step["query"] else ""
-        response = client.request(
-            step["method"],
-            f"{self._options.url}{step['path']}{query}",
-            content=json.dumps(step["content"], ensure_ascii=False).encode(),
-            headers={"Content-Type": DICOM_JSON, "Accept": DICOM_JSON},
+        outcome = self._request(
+            client, step["method"], f"{step['path']}{query}", step["name"], step["content"]
         )
-        outcome = judge(response, f"{self._options.name}: {step['name']}", self._clock())
-        if response.status_code not in (CONFLICT, BAD_REQUEST):
+        if outcome.status not in (CONFLICT, BAD_REQUEST):
             return outcome
-        state = self._state(client, uid)
-        if state in DONE_IN.get(step["name"], frozenset()):
-            return Sent(verdict=Verdict.SENT, status=response.status_code)
+        if state_of(self._item(client, uid)) in DONE_IN.get(step["name"], frozenset()):
+            return Sent(verdict=Verdict.SENT, status=outcome.status)
         return outcome
 
-    def _state(self, client: httpx.Client, uid: str) -> str | None:
+    def _request(
+        self, client: httpx.Client, method: str, path: str, name: str, content: Any
+    ) -> Sent:
+        response = client.request(
+            method,
+            f"{self._options.url}{path}",
+            content=json.dumps(content, ensure_ascii=False).encode(),
+            headers={"Content-Type": DICOM_JSON, "Accept": DICOM_JSON},
+        )
+        return judge(response, f"{self._options.name}: {name}", self._clock())
+
+    def _item(self, client: httpx.Client, uid: str) -> Any:
+        """Retrieve one workitem; None where there is none that can be read."""
         response = client.get(
             f"{self._options.url}/workitems/{uid}", headers={"Accept": DICOM_JSON}
         )
-        try:
-            found = response.json()
-            item = found[0] if isinstance(found, list) else found
-            return str(item[PROCEDURE_STEP_STATE]["Value"][0])
-        except (ValueError, KeyError, IndexError, TypeError):
+        if not response.is_success:
             return None
+        found = _json(response)
+        item = found[0] if isinstance(found, list) and found else found
+        # A server that answers with another workitem is not believed.
+        return item if uid_of(item) in ("", uid) else None
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None

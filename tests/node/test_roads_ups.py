@@ -43,14 +43,25 @@ SR = ResultObject(
 )
 
 
-def delivery(tmp_path: Path, phantom_dir: Path, workitem: str) -> Delivery:
+def delivery(
+    tmp_path: Path,
+    phantom_dir: Path,
+    workitem: str,
+    *,
+    priority: Priority = Priority.HIGH,
+    accession: str = "",
+    issuer: str = "",
+    raise_existing: bool = True,
+) -> Delivery:
     """A real message of an invented answer about a phantom."""
     source = dcmread(next(iter(sorted(phantom_dir.iterdir()))), stop_before_pixels=True)
+    source.AccessionNumber = accession
+    source.IssuerOfPatientID = issuer
     context = MessageContext(
         result=TriageResult(
             outcome=Outcome.POSITIVE,
             reason="central PE",
-            priority=Priority.HIGH,
+            priority=priority,
             series_uid=str(source.SeriesInstanceUID),
             sop_instance_uids=(str(source.SOPInstanceUID),),
         ),
@@ -67,7 +78,13 @@ def delivery(tmp_path: Path, phantom_dir: Path, workitem: str) -> Delivery:
         objects=[SR],
         now=NOW,
     )
-    table = UpsDestination(type="ups", name="ups", url="http://u", workitem=workitem)  # type: ignore[arg-type]
+    table = UpsDestination(
+        type="ups",
+        name="ups",
+        url="http://u",
+        workitem=workitem,  # type: ignore[arg-type]
+        raise_existing=raise_existing,
+    )
     body = build_ups(context, table)
     assert body is not None
     path = tmp_path / f"{workitem}.json"
@@ -192,3 +209,207 @@ def test_what_is_no_list_of_steps_is_parked(tmp_path: Path, phantom_dir: Path) -
     with HttpPeer(UpsServer()) as peer:
         assert send(peer.url, item).verdict is PARK
     assert peer.requests == []
+
+
+# ------------------------------------------------- a reading task that the RIS has already
+
+RIS_TASK = "1.2.3.4"
+
+
+def ris_task(item: Delivery, **changes: Any) -> dict[str, Any]:
+    """A reading task as a RIS might have scheduled it: its own identifiers, no study of results."""
+    (ours,) = json.loads(item.path.read_bytes())["steps"]
+    task = Dataset()
+    task.PatientID = ours["content"][0]["00100020"]["Value"][0]
+    task.ProcedureStepState = "SCHEDULED"
+    task.ScheduledProcedureStepPriority = "LOW"
+    task.CommentsOnTheScheduledProcedureStep = "the RIS's own"
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = (
+        "110005",
+        "DCM",
+        "Interpretation",
+    )
+    task.ScheduledWorkitemCodeSequence = [code]
+    request = Dataset()
+    request.StudyInstanceUID = item.study_uid
+    task.ReferencedRequestSequence = [request]
+    for keyword, value in changes.items():
+        setattr(task, keyword, value)
+    return dict(task.to_json_dict())
+
+
+def with_task(item: Delivery, **changes: Any) -> UpsServer:
+    server = UpsServer()
+    server.workitems[RIS_TASK] = ris_task(item, **changes)
+    return server
+
+
+def requests_of(**values: Any) -> list[Dataset]:
+    request = Dataset()
+    for keyword, value in values.items():
+        setattr(request, keyword, value)
+    return [request]
+
+
+def writes(peer: HttpPeer) -> list[str]:
+    return [f"{r.method} {r.path}" for r in peer.requests if r.method != "GET"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_riss_own_reading_task_is_raised_and_ours_is_not_made(
+    times: int, tmp_path: Path, phantom_dir: Path
+) -> None:
+    item = delivery(tmp_path, phantom_dir, "reading")
+    server = with_task(item)
+    before = dict(server.workitems[RIS_TASK])
+    with HttpPeer(server) as peer:
+        for _ in range(times):
+            assert send(peer.url, item) == Sent(verdict=Verdict.SENT)
+    assert list(server.workitems) == [RIS_TASK]
+    assert server.workitems[RIS_TASK] == before | {"00741200": {"vr": "CS", "Value": ["HIGH"]}}
+    assert writes(peer) == [f"POST /workitems/{RIS_TASK}"]  # the second time it is high already
+    assert item.study_uid in peer.requests[0].path
+    patient_id = before["00100020"]["Value"][0]
+    assert not any(patient_id in r.path for r in peer.requests)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"StudyInstanceUID": "THIS", "ReferencedRequestSequence": []},
+        {"ReferencedRequestSequence": requests_of(AccessionNumber="ACC")},
+    ],
+)
+def test_it_is_found_by_the_study_of_its_results_or_by_the_order(
+    changes: dict[str, Any], tmp_path: Path, phantom_dir: Path
+) -> None:
+    item = delivery(tmp_path, phantom_dir, "reading", accession="ACC")
+    changes = {k: item.study_uid if v == "THIS" else v for k, v in changes.items()}
+    server = with_task(item, **changes)
+    with HttpPeer(server) as peer:
+        assert send(peer.url, item).verdict is Verdict.SENT
+    assert list(server.workitems) == [RIS_TASK]
+    assert server.workitems[RIS_TASK]["00741200"]["Value"] == ["HIGH"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"PatientID": "somebody else"},
+        {"IssuerOfPatientID": "elsewhere"},
+        {"ReferencedRequestSequence": requests_of(StudyInstanceUID="1.9", AccessionNumber="ACC")},
+        {"ScheduledWorkitemCodeSequence": []},
+        {"ProcedureStepState": "COMPLETED"},
+        {"ProcedureStepState": "CANCELED"},
+    ],
+)
+def test_what_is_not_this_studys_open_reading_is_left_alone(
+    changes: dict[str, Any], tmp_path: Path, phantom_dir: Path
+) -> None:
+    item = delivery(tmp_path, phantom_dir, "reading", accession="ACC", issuer="HOSP")
+    server = with_task(item, **changes)
+    before = dict(server.workitems[RIS_TASK])
+    with HttpPeer(server) as peer:
+        assert send(peer.url, item).verdict is Verdict.SENT
+    assert server.workitems[RIS_TASK] == before
+    assert len(server.order) == 1  # ours
+
+
+def test_a_higher_priority_is_never_lowered(tmp_path: Path, phantom_dir: Path) -> None:
+    item = delivery(tmp_path, phantom_dir, "reading", priority=Priority.LOW)
+    server = with_task(item, ScheduledProcedureStepPriority="MEDIUM")
+    with HttpPeer(server) as peer:
+        assert send(peer.url, item) == Sent(verdict=Verdict.SENT)
+    assert server.workitems[RIS_TASK]["00741200"]["Value"] == ["MEDIUM"]
+    assert writes(peer) == []
+
+
+def test_a_reading_in_progress_is_not_touched_and_said(tmp_path: Path, phantom_dir: Path) -> None:
+    item = delivery(tmp_path, phantom_dir, "reading")
+    server = with_task(item, ProcedureStepState="IN PROGRESS")
+    with HttpPeer(server) as peer:
+        sent = send(peer.url, item)
+    assert sent.verdict is Verdict.WARNING
+    assert sent.error == "ups: the study's reading is in progress: its priority was left as it is"
+    assert writes(peer) == []
+
+
+def test_a_task_taken_between_the_look_and_the_change(tmp_path: Path, phantom_dir: Path) -> None:
+    item = delivery(tmp_path, phantom_dir, "reading")
+    server = with_task(item)
+
+    def taken(request: Request) -> Any:
+        if request.method == "POST":
+            server.workitems[RIS_TASK]["00741000"]["Value"] = ["IN PROGRESS"]
+            server.workitems[RIS_TASK]["00081195"] = {"vr": "UI", "Value": ["1.5"]}
+        return server(request)
+
+    with HttpPeer(taken) as peer:
+        assert send(peer.url, item).verdict is Verdict.WARNING
+    assert server.workitems[RIS_TASK]["00741200"]["Value"] == ["LOW"]
+    assert list(server.workitems) == [RIS_TASK]
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+def test_without_a_search_ours_is_made(status: int, tmp_path: Path, phantom_dir: Path) -> None:
+    server = UpsServer()
+
+    def answer(request: Request) -> Any:
+        if request.method == "GET" and request.path.startswith("/workitems?"):
+            return status, {}, b"DOE^JANE"
+        return server(request)
+
+    item = delivery(tmp_path, phantom_dir, "reading")
+    with HttpPeer(answer) as peer:
+        assert send(peer.url, item) == Sent(verdict=Verdict.SENT)
+    assert len(server.order) == 1
+
+
+def test_a_key_that_the_server_does_not_match_is_passed_over(
+    tmp_path: Path, phantom_dir: Path
+) -> None:
+    item = delivery(tmp_path, phantom_dir, "reading")
+    server = with_task(item)
+    del server.keys["StudyInstanceUID"]
+    with HttpPeer(server) as peer:
+        assert send(peer.url, item).verdict is Verdict.SENT
+    assert list(server.workitems) == [RIS_TASK]
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_a_search_that_fails_for_now_is_tried_again(
+    status: int, tmp_path: Path, phantom_dir: Path
+) -> None:
+    with HttpPeer(lambda _r: (status, {}, b"DOE^JANE")) as peer:
+        sent = send(peer.url, delivery(tmp_path, phantom_dir, "reading"))
+    assert sent.verdict is RETRY
+    assert str(sent.error).startswith(f"ups: search: HTTP {status}")
+    assert writes(peer) == []
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[7]", b'[{"00080018": {}}]', b"<html>"])
+def test_what_a_search_brings_is_not_trusted(
+    body: bytes, tmp_path: Path, phantom_dir: Path
+) -> None:
+    server = UpsServer()
+
+    def answer(request: Request) -> Any:
+        if request.method == "GET" and request.path.startswith("/workitems?"):
+            return 200, {}, body
+        return server(request)
+
+    with HttpPeer(answer) as peer:
+        item = delivery(tmp_path, phantom_dir, "reading")
+        assert send(peer.url, item).verdict is Verdict.SENT
+    assert len(server.order) == 1
+
+
+def test_a_site_can_have_ours_whatever_is_there(tmp_path: Path, phantom_dir: Path) -> None:
+    item = delivery(tmp_path, phantom_dir, "reading", raise_existing=False)
+    server = with_task(item)
+    with HttpPeer(server) as peer:
+        assert send(peer.url, item).verdict is Verdict.SENT
+    assert server.workitems[RIS_TASK]["00741200"]["Value"] == ["LOW"]
+    assert len(server.order) == 1
+    assert [r.method for r in peer.requests] == ["POST"]

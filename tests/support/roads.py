@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl
 
 import hl7
 
@@ -158,7 +159,8 @@ class HttpPeer:
                 self.send_response(status)
                 for key, value in headers.items():
                     self.send_header(key, value)
-                self.send_header("Content-Length", str(len(body)))
+                if status != 204:
+                    self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -191,6 +193,8 @@ class UpsServer:
         self.order: list[str] = []
         self.lose_after: set[str] = set()
         """Requests (method and path's end) that are carried out, but answered 503 once."""
+        self.keys = dict(SEARCH_KEYS)
+        """Keys that a search can match; one with any other is answered 400."""
 
     def __call__(self, request: Request) -> Answer:
         status, body = self._handle(request)
@@ -198,6 +202,8 @@ class UpsServer:
             if f"{request.method} {request.path}".find(marker) >= 0 and status < 300:
                 self.lose_after.discard(marker)
                 return 503, {}, b""
+        if status == 204:
+            return status, {}, b""
         return status, {"Content-Type": "application/dicom+json"}, json.dumps(body).encode()
 
     def _handle(self, request: Request) -> tuple[int, Any]:
@@ -206,6 +212,8 @@ class UpsServer:
         assert parts[0] == "workitems"
         if request.method == "POST" and len(parts) == 1:
             return self._create(query, request.json)
+        if request.method == "GET" and len(parts) == 1:
+            return self._search(query)
         uid = parts[1]
         item = self.workitems.get(uid)
         if item is None:
@@ -247,15 +255,50 @@ class UpsServer:
         item["00741000"] = {"vr": "CS", "Value": [wanted]}
         return 200, []
 
+    def _search(self, query: str) -> tuple[int, Any]:
+        found = list(self.workitems.items())
+        for key, value in parse_qsl(query, strict_parsing=True):
+            if key not in self.keys:
+                return 400, []
+            path = self.keys[key]
+            found = [(uid, item) for uid, item in found if value in values_at(item, path)]
+        # Only what every server returns: the identifier and the state.
+        answer = [
+            {"00080018": {"vr": "UI", "Value": [uid]}, "00741000": item["00741000"]}
+            for uid, item in found
+        ]
+        return (200, answer) if answer else (204, [])
+
     def _update(
         self, item: dict[str, Any], change: dict[str, Any], transaction: str
     ) -> tuple[int, Any]:
+        if item["00741000"]["Value"] == ["SCHEDULED"]:
+            # PS3.4 Section CC.2.6.2: without a Transaction UID, and never the state.
+            if transaction or "00081195" in change or "00741000" in change:
+                return 400, []
+            item.update(change)
+            return 200, []
         if item["00741000"]["Value"] != ["IN PROGRESS"]:
             return 409, []
         if item["00081195"]["Value"] != [transaction]:
             return 409, []
         item.update({k: v for k, v in change.items() if k != "00081195"})
         return 200, []
+
+
+SEARCH_KEYS = {
+    "StudyInstanceUID": ("0020000D",),
+    "ReferencedRequestSequence.StudyInstanceUID": ("0040A370", "0020000D"),
+    "ReferencedRequestSequence.AccessionNumber": ("0040A370", "00080050"),
+}
+
+
+def values_at(item: dict[str, Any], path: tuple[str, ...]) -> list[Any]:
+    """Values of an attribute, inside sequences along the path, of a DICOM JSON object."""
+    values = item.get(path[0], {}).get("Value") or []
+    if len(path) == 1:
+        return list(values)
+    return [value for inner in values for value in values_at(inner, path[1:])]
 
 
 REQUIRED_AT_CREATION = ("00741200", "00741204", "00404041", "00404005", "00741000", "00741202")

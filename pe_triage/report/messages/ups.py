@@ -5,8 +5,8 @@ bodies in DICOM JSON (PS3.18 Annex F), every UID derived, so that whoever carrie
 and however often, works on the same workitem.
 
 Two kinds, by configuration: a *reading* task that is left SCHEDULED for a radiologist, with the
-images and our results as its input; or our own *analysis*, created, taken, given its output
-references and completed (PS3.4 Section CC.2).
+images and our results as its input, unless the RIS has one, whose priority is raised; or our own
+*analysis*, created, taken, given its output references and completed (PS3.4 Section CC.2).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -36,6 +37,8 @@ UPS_PRIORITY: Mapping[Priority | None, str] = MappingProxyType(
 
 READ = Code("110005", "DCM", "Interpretation")
 ANALYSE = Code("110004", "DCM", "Computer Aided Detection")
+
+_REQUEST = "ReferencedRequestSequence"
 
 _PATIENT_KEYWORDS = (
     "PatientName",
@@ -60,8 +63,32 @@ def build_ups(context: MessageContext, table: UpsDestination) -> bytes | None:
     if not reading:
         transaction_uid = context.uid(f"ups transaction {table.name}")
         steps += _perform(context, uid, transaction_uid)
-    document = {"workitem_uid": uid, "steps": steps}
+    document: dict[str, Any] = {"workitem_uid": uid, "steps": steps}
+    if reading and table.raise_existing:
+        document["existing"] = _existing(context)
     return json.dumps(document, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _existing(context: MessageContext) -> dict[str, Any]:
+    """What the study's reading task at the RIS is known by (PS3.18 Sections 11.9 and 8.3.4.1).
+
+    Several searches, since servers differ in the keys that they match: the study of the results,
+    that of the request, the order. None names the patient, who is checked in what is found.
+    """
+    subject = context.subject
+    study_uid = context.study.study_uid
+    keys = [("StudyInstanceUID", study_uid), (f"{_REQUEST}.StudyInstanceUID", study_uid)]
+    if subject.accession_number:
+        keys.append((f"{_REQUEST}.AccessionNumber", subject.accession_number))
+    return {
+        "queries": [f"{key}={quote(value, safe='')}" for key, value in keys],
+        "patient_id": subject.patient_id,
+        "issuer": subject.issuer,
+        "study_uid": study_uid,
+        "accession_number": subject.accession_number,
+        "code": [READ.value, READ.scheme_designator],
+        "priority": UPS_PRIORITY[context.result.priority],
+    }
 
 
 def _create(
