@@ -23,6 +23,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRL
 
 from pe_triage.config import Settings
 from pe_triage.deliver.acknowledgements import ACKNOWLEDGEMENTS, ERROR_CODES
+from pe_triage.deliver import find_scu
 from pe_triage.deliver.backoff import FIRST_DELAY_S, GIVE_UP_AFTER_S, MAX_DELAY_S
 from pe_triage.deliver.http_statuses import HTTP_RULES
 from pe_triage.deliver.requestor import MAX_CONTEXTS, RequestorOptions
@@ -384,7 +385,8 @@ same study.
 {table(("network service", "SCU", "SCP"), [
     ("Verification", "yes (`pe-triage echo`)", "yes"),
     ("Storage", "yes (results)", "yes (every Storage SOP class)"),
-    ("Storage Commitment, Query/Retrieve, Worklist, MPPS", "see A.4.2.4", "no"),
+    ("Query/Retrieve: FIND, Study Root", "yes, by configuration", "no"),
+    ("Storage Commitment, Worklist, MPPS", "see A.4.2.4", "no"),
     ("UPS-RS (PS3.18 Section 11)", "user agent, by configuration", "no"),
     ("Media interchange", "no", "no"),
 ])}
@@ -474,7 +476,30 @@ patient are compared with those that were frozen when the study was queued.
 
 Any other status: RETRY. Storage commitment, retrieval and query are not part of this statement.
 
-#### A.4.2.5 UPS-RS user agent
+#### A.4.2.5 Association initiation: questions to an archive
+
+Only with `query.pacs` in the configuration. One association for each question, one context: Study
+Root Query/Retrieve Information Model – FIND (`{find_scu.STUDY_ROOT_FIND}`), proposed with Explicit
+and Implicit VR Little Endian; no extended negotiation, no relational queries, no fuzzy matching.
+Asked are: one study (its UID; how many images it has, whose it is), its series, and the studies of
+a day (Study Date, Modalities in Study). Return keys at STUDY level:
+{", ".join(f"`{k}`" for k in find_scu.STUDY_KEYS)}; at SERIES level:
+{", ".join(f"`{k}`" for k in find_scu.SERIES_KEYS)}. Where a series' number of instances is left
+out, its instances are asked for (IMAGE level) and counted. Matches of other studies than the one
+asked for are not believed. Time-out {find_scu.QueryOptions().timeout_s:g} s at each step,
+{find_scu.QueryOptions().total_s:g} s in all, at most {find_scu.QueryOptions().max_matches} matches.
+Tested against DCMTK's dcmqrscp and Orthanc.
+
+{table(("status that ends a C-FIND", "asked again later", "words"), [
+    (
+        f"{r.first:04X}" if r.first == r.last else f"{r.first:04X}–{r.last:04X}",
+        "yes" if r.again else "no",
+        r.words,
+    )
+    for r in find_scu.FIND_RULES
+])}
+
+#### A.4.2.6 UPS-RS user agent
 
 By configuration (`type = "ups"`): Create Workitem (POST), Change Workitem State (PUT), Update
 Workitem (POST), Retrieve Workitem (GET) after a conflict; media type `application/dicom+json`.

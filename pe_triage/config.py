@@ -20,11 +20,14 @@ from pe_triage.addresses import AcceptRule, parse_accept_from, parse_aet, parse_
 from pe_triage.destinations import AnyDestination
 from pe_triage.domain import Destination
 from pe_triage.errors import ConfigurationError, InputError
+from pe_triage.monitoring import QueryTable, ReconcileTable, SenderTable, WatchTable
 from pe_triage.routing import Route
 
 T = TypeVar("T")
 
-TABLES = frozenset({"eligibility", "destinations", "policy", "report"})
+TABLES = frozenset(
+    {"eligibility", "destinations", "policy", "report", "query", "senders", "watch", "reconcile"}
+)
 """Keys that only a configuration file can hold."""
 
 ENV_PREFIX = "PE_TRIAGE_"
@@ -140,6 +143,23 @@ class Settings(BaseModel):
         default_factory=dict, description="Table of what the results hold (docs/configuration.md)."
     )
 
+    # --- watching
+    query: QueryTable = Field(
+        default_factory=QueryTable,
+        description="Table of who is asked by C-FIND, and what for (docs/watching.md).",
+    )
+    senders: tuple[SenderTable, ...] = Field(
+        default=(),
+        description="Tables of what holds for the studies of one calling AE (docs/watching.md).",
+    )
+    watch: WatchTable = Field(
+        default_factory=WatchTable, description="Table of charts and alarms (docs/watching.md)."
+    )
+    reconcile: ReconcileTable = Field(
+        default_factory=ReconcileTable,
+        description="Table of the daily comparison with the PACS (docs/watching.md).",
+    )
+
     # --- operation
     drain_s: Annotated[float, Field(ge=0)] = Field(
         default=20.0, description="Seconds given to running associations and jobs on SIGTERM."
@@ -186,6 +206,15 @@ class Settings(BaseModel):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the name {twice[0]!r} is given twice")
+        return value
+
+    @field_validator("senders")
+    @classmethod
+    def _check_senders(cls, value: tuple[SenderTable, ...]) -> tuple[SenderTable, ...]:
+        titles = [table.aet for table in value]
+        twice = sorted({title for title in titles if titles.count(title) > 1})
+        if twice:
+            raise ValueError(f"the AE title {twice[0]!r} is given twice")
         return value
 
     @property
@@ -320,6 +349,11 @@ def _one_line(error: ValidationError, origin: Mapping[str, str]) -> str:
         # Never the value: it may be a secret that somebody pasted where its file's name belongs.
         words = _WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
         return f"{where}{_place(first['loc'][1:])}: {words}"
+    inner = "".join(f"[{p + 1}]" if isinstance(p, int) else f".{p}" for p in first["loc"][1:])
+    if inner and key in ("query", "senders", "watch", "reconcile"):
+        return f"{where}{inner}: {_WORDS.get(first['type'], first['msg'])}".replace(
+            "Value error, ", ""
+        )
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}"
     if first["type"] == "value_error":

@@ -127,5 +127,29 @@ class PermanentDeliveryError(DeliveryError, PermanentError):
     """The destination refused the object for good; the delivery is parked where people see it."""
 
 
+class QueryError(PeTriageError):
+    """A peer did not answer a question (C-FIND) so that the answer can be used.
+
+    Parameters
+    ----------
+    message
+        What happened.
+    status
+        DIMSE status of the response where one came, else None.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class QueryUnavailableError(QueryError, RetryableError):
+    """Ask again later: no connection, no answer in time, or out of resources."""
+
+
+class QueryRefusedError(QueryError, PermanentError):
+    """The peer does not answer such questions, or answers what cannot be understood."""
+
+
 class LeaseLostError(PermanentError):
     """Another worker owns the job now: this one's result must be thrown away (fencing)."""

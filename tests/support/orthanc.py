@@ -31,7 +31,9 @@ class Orthanc:
     `plugins` are base names of Debian's plugin libraries, such as ``OrthancDicomWeb``.
     """
 
-    def __init__(self, home: Path, plugins: Sequence[str] = ()) -> None:
+    def __init__(
+        self, home: Path, plugins: Sequence[str] = (), *, may_ask: bool = True
+    ) -> None:
         self._program = require_program("Orthanc", "orthanc")
         self.home = home
         self.dicom_port = free_port()
@@ -51,6 +53,7 @@ class Orthanc:
                     "AuthenticationEnabled": False,
                     "DicomCheckCalledAet": True,
                     "DicomAlwaysAllowStore": True,
+                    "DicomAlwaysAllowFind": may_ask,
                     "OverwriteInstances": False,
                     # It only has to survive the test's own stop and start.
                     "SyncStorageArea": False,

@@ -24,6 +24,7 @@ FLOOR: dict[str, int] = {
     "errors": 0,
     "identity": 0,
     "logs": 0,
+    "monitoring": 0,
     "resources": 0,
     "routing": 0,
     "stack": 0,
@@ -57,7 +58,8 @@ NEVER: dict[str, set[str]] = {
 """Rooms on a lower floor that a room has no business with."""
 
 ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
-    "config": {"addresses", "destinations", "domain", "errors", "routing"},
+    "config": {"addresses", "destinations", "domain", "errors", "monitoring", "routing"},
+    "monitoring": {"addresses", "domain", "errors"},
     "destinations": {"addresses", "domain", "errors", "routing"},
     "routing": {"domain"},
     "identity": {"domain"},
