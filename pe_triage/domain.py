@@ -208,6 +208,10 @@ class InstanceFacts:
     image_orientation: tuple[float, float, float, float, float, float] | None = None
     patient_position: str | None = None
     gantry_tilt_deg: float | None = None
+    acquisition_time_s: float | None = None
+    """Seconds of the day at which the slice's data were acquired."""
+    kvp: float | None = None
+    temporal_position: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,6 +398,8 @@ class TriageResult:
     model: ModelIdentity | None = None
     sop_instance_uids: tuple[str, ...] = ()
     """Slices of the analysed series, foot to head; empty when none was analysed."""
+    series_choice: str | None = None
+    """Why this series of the study was analysed; None when none was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -460,6 +466,28 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Merit:
+    """One reason for preferring a series among eligible ones."""
+
+    name: str
+    score: float
+    """Higher is better; compared between series only under the same name."""
+    words: str
+    """What was found, such as ``soft kernel B30f``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acquisition:
+    """When and where the data of a series were acquired, as far as its headers say."""
+
+    frame_of_reference_uid: str | None = None
+    numbers: frozenset[int] = frozenset()
+    begin_s: float | None = None
+    end_s: float | None = None
+    """Seconds of the day of the first and the last slice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EligibilityVerdict:
     """Whether one series can be analysed, or which rule refused it and on what value."""
 
@@ -471,7 +499,12 @@ class EligibilityVerdict:
     """Words a radiographer understands, naming the value found."""
     slices: int
     preference: float = 0.0
-    """Among eligible series the highest is analysed."""
+    """Among eligible series of one acquisition the highest is analysed."""
+    merits: tuple[Merit, ...] = ()
+    """What the preference is made of, most important first."""
+    acquisition: Acquisition = Acquisition()
+    remarks: tuple[str, ...] = ()
+    """What was unusual and is corrected exactly, such as identical images that count once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -490,9 +523,24 @@ class VolumeMeasures:
         Share of the body's cross-section that is aerated lung, over the slices that hold lung.
     lung_extent_mm
         Head-to-foot extent of the slices that hold lung.
+    soft_tissue_hu
+        Median level of the body without lung; None where there is no body.
+    noise_hu, grain
+        Standard deviation of the noise in soft tissue, and its correlation between neighbouring
+        pixels (low for lung and bone kernels); None where it cannot be measured.
+    slice_jump
+        Largest step between neighbouring slices, over the usual one near by.
+    blank_slices, saturated_slices
+        Slices that show no body; slices of which a large part is at the upper end of the scale.
     """
 
     air_hu: float | None
     vessel_hu: float | None
     lung_fraction: float
     lung_extent_mm: float
+    soft_tissue_hu: float | None = None
+    noise_hu: float | None = None
+    grain: float | None = None
+    slice_jump: float | None = None
+    blank_slices: int = 0
+    saturated_slices: int = 0

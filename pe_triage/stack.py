@@ -25,6 +25,8 @@ AXIAL_LIMIT_DEG = 10.0
 SHEAR_LIMIT_DEG = 0.5
 """Largest angle between slice normal and table travel that is rounding, not gantry tilt."""
 SIDEWAYS_LIMIT_MM = 1.0
+SAME_PLACE_MM = 0.1
+"""Images at one position that lie further apart sideways show different parts of the body."""
 """Largest sideways shift of a slice against the line through all."""
 UNIT_TOLERANCE = 1e-2
 SAME_ORIENTATION = 1e-3
@@ -140,6 +142,7 @@ def analyse_stack(instances: Sequence[ReceivedInstance]) -> Stack:
         gaps=gaps,
         problem=(
             _not_axial(row, column, normal)
+            or _displaced(places, groups)
             or _sheared(places[[g[0] for g in groups]], normal)
             or _gap_problem(gaps, spacing)
             or _unequal(steps, spacing)
@@ -243,6 +246,16 @@ def _sheared(places: NDArray[np.float64], normal: NDArray[np.float64]) -> Proble
     if float(off.max()) > SIDEWAYS_LIMIT_MM:
         reason = f"slices are shifted sideways against each other by up to {off.max():.1f} mm"
         return Problem(rule="shifted_slices", reason=reason)
+    return None
+
+
+def _displaced(places: NDArray[np.float64], groups: Sequence[Sequence[int]]) -> Problem | None:
+    for group in groups:
+        for other in group[1:]:
+            apart = float(np.linalg.norm(places[other] - places[group[0]]))
+            if apart > SAME_PLACE_MM:
+                reason = f"images at one height are shifted sideways by {apart:.1f} mm"
+                return Problem(rule="shifted_slices", reason=reason)
     return None
 
 

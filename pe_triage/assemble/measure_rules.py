@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pe_triage.assemble.predicates import Found
 from pe_triage.assemble.rules import EligibilityRules
-from pe_triage.assemble.series_rules import Found
 from pe_triage.domain import VolumeMeasures
 
 
@@ -27,6 +27,38 @@ def _air(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
     if m.air_hu is None or abs(m.air_hu - rules.air_hu) <= rules.air_tolerance_hu:
         return None
     return {"found": m.air_hu}
+
+
+def _soft_tissue(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    found = m.soft_tissue_hu
+    if found is None or rules.min_soft_tissue_hu <= found <= rules.max_soft_tissue_hu:
+        return None
+    return {"found": found}
+
+
+def _blood(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    found = m.vessel_hu
+    return {"found": found} if found is not None and found > rules.max_vessel_hu else None
+
+
+def _blank(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    return {"found": m.blank_slices} if m.blank_slices > rules.max_blank_slices else None
+
+
+def _saturated(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    found = m.saturated_slices
+    return {"found": found} if found > rules.max_saturated_slices else None
+
+
+def _jump(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    found = m.slice_jump
+    return {"found": found} if found is not None and found > rules.max_slice_jump else None
+
+
+def _sharp(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    if rules.allow_lung_kernel or m.grain is None or m.grain >= rules.min_grain:
+        return None
+    return {"found": m.grain}
 
 
 def _lung(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
@@ -60,6 +92,34 @@ MEASURE_RULES: tuple[MeasureRule, ...] = (
         "{rules.air_hu:.0f} HU",
     ),
     MeasureRule(
+        name="soft_tissue",
+        refuses=_soft_tissue,
+        words="implausible calibration: soft tissue measures {found:.0f} HU, outside "
+        "{rules.min_soft_tissue_hu:.0f} to {rules.max_soft_tissue_hu:.0f} HU",
+    ),
+    MeasureRule(
+        name="blood",
+        refuses=_blood,
+        words="implausible calibration: the mediastinal vessels measure {found:.0f} HU > "
+        "{rules.max_vessel_hu:.0f} HU",
+    ),
+    MeasureRule(
+        name="blank_slices",
+        refuses=_blank,
+        words="{found} slice(s) show no body: empty or damaged images",
+    ),
+    MeasureRule(
+        name="saturated_slices",
+        refuses=_saturated,
+        words="{found} slice(s) are saturated: large parts are at the upper end of the scale",
+    ),
+    MeasureRule(
+        name="slice_jump",
+        refuses=_jump,
+        words="a slice does not fit between its neighbours: it differs from both {found:.1f} "
+        "times as much as usual (> {rules.max_slice_jump:.1f})",
+    ),
+    MeasureRule(
         name="lung_extent",
         refuses=_lung,
         words="lung is seen over {found:.0f} mm < {rules.min_lung_extent_mm:.0f} mm: "
@@ -77,4 +137,39 @@ MEASURE_RULES: tuple[MeasureRule, ...] = (
         words="too little contrast in the mediastinal vessels: {found:.0f} HU < "
         "{rules.min_vessel_hu:.0f} HU",
     ),
+    MeasureRule(
+        name="grain",
+        refuses=_sharp,
+        words="the noise has the grain of a lung or bone kernel: correlation {found:.2f} < "
+        "{rules.min_grain:.2f}",
+    ),
 )
+"""In the order in which they are asked: whether the scale is right before what it shows."""
+
+
+def _poor_contrast(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    if m.vessel_hu is None or m.vessel_hu >= rules.good_vessel_hu:
+        return None
+    return {"found": m.vessel_hu}
+
+
+def _noise(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    if m.noise_hu is None or m.noise_hu <= rules.max_noise_hu:
+        return None
+    return {"found": m.noise_hu}
+
+
+CAUTION_RULES: tuple[MeasureRule, ...] = (
+    MeasureRule(
+        name="poor_contrast",
+        refuses=_poor_contrast,
+        words="poor contrast in the mediastinal vessels: {found:.0f} HU < "
+        "{rules.good_vessel_hu:.0f} HU",
+    ),
+    MeasureRule(
+        name="noise",
+        refuses=_noise,
+        words="noisy images: standard deviation {found:.0f} HU > {rules.max_noise_hu:.0f} HU",
+    ),
+)
+"""What does not hinder the analysis, but takes a negative answer its certainty."""

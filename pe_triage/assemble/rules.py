@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pe_triage.assemble.kernels import LUNG_OR_BONE_KERNELS
+from pe_triage.assemble.words import DERIVED_WORDS
 from pe_triage.errors import ConfigurationError
 
 
@@ -26,6 +27,8 @@ class EligibilityRules:
     min_coverage_mm
         Head-to-foot length; an adult's pulmonary arteries, aortic arch to diaphragm, need about
         140 mm.
+    max_unimaged_mm
+        Length between neighbouring slices that no slice shows: spacing less thickness.
     min_pixel_spacing_mm, max_pixel_spacing_mm, min_matrix
         Field of view and matrix of a whole adult chest.
     min_age_years
@@ -36,18 +39,37 @@ class EligibilityRules:
         Take a series of a lung or bone kernel where no other is eligible.
     lung_or_bone_kernels
         Patterns of kernel names, upper case.
+    derived_words
+        Patterns of words in a series description, upper case, that name images computed from
+        others though their image type does not say so.
     min_vessel_hu
         Level of the mediastinal vessels below which no contrast is visible. Unenhanced blood is 30
         to 60 HU; a diagnostic CTPA has 200 HU and more, a poor one is still analysed.
     air_hu, air_tolerance_hu
         Air is -1000 HU by definition; padding reads as -1024.
+    max_vessel_hu
+        Level of the mediastinal vessels above which the scale must be wrong.
+    min_soft_tissue_hu, max_soft_tissue_hu
+        Bounds of the body's median without lung: fat is -100 HU, muscle 50 HU.
     min_lung_extent_mm, min_lung_fraction
         Lung that must be seen for the volume to be a chest.
+    max_slice_jump
+        How much a slice may differ from both its neighbours, in usual differences.
+    max_blank_slices, max_saturated_slices
+        Slices without a body, or at the upper end of the scale, that are tolerated.
+    min_grain
+        Correlation of neighbouring pixels' noise below which images of an unknown kernel are taken
+        for those of a lung or bone kernel.
+    tie_contrast_hu
+        Of two equally suitable acquisitions the one whose vessels are brighter by this is taken.
+    good_vessel_hu, max_noise_hu
+        Beyond these a series is analysed, but a negative answer becomes indeterminate.
     """
 
     max_slice_thickness_mm: float = 3.0
     min_slice_spacing_mm: float = 0.2
     max_slice_spacing_mm: float = 3.0
+    max_unimaged_mm: float = 1.0
     min_slices: int = 40
     min_coverage_mm: float = 140.0
     min_pixel_spacing_mm: float = 0.3
@@ -57,11 +79,22 @@ class EligibilityRules:
     allow_derived: bool = False
     allow_lung_kernel: bool = False
     lung_or_bone_kernels: tuple[str, ...] = LUNG_OR_BONE_KERNELS
+    derived_words: tuple[str, ...] = DERIVED_WORDS
     min_vessel_hu: float = 100.0
+    max_vessel_hu: float = 1500.0
+    min_soft_tissue_hu: float = -150.0
+    max_soft_tissue_hu: float = 150.0
     air_hu: float = -1000.0
     air_tolerance_hu: float = 80.0
     min_lung_extent_mm: float = 80.0
     min_lung_fraction: float = 0.08
+    max_slice_jump: float = 2.5
+    max_blank_slices: int = 0
+    max_saturated_slices: int = 0
+    min_grain: float = 0.3
+    tie_contrast_hu: float = 100.0
+    good_vessel_hu: float = 150.0
+    max_noise_hu: float = 50.0
 
     @staticmethod
     def from_table(table: Mapping[str, Any]) -> EligibilityRules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--model", type=click.Path(path_type=Path), help="Bundle [default: built in].")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the show document.")
-@click.option("--explain", is_flag=True, help="Print the verdict on each series.")
+@click.option("--explain", is_flag=True, help="Print the verdict on each series, pixels included.")
 def analyze(
     path: Path,
     out: Path | None,
@@ -36,7 +36,8 @@ def analyze(
     """Analyse the one study under PATH (a folder of DICOM files, or one file).
 
     Results are written as files into --out. A refused study is an answer too (exit 0); with
-    --explain alone nothing is analysed and only the verdicts are printed.
+    --explain alone nothing is analysed and only the verdicts are printed; PATH may then hold any
+    number of studies.
     """
     if out is None and not explain:
         raise click.UsageError("give --out DIR for the results (or --explain)")
@@ -46,11 +47,13 @@ def analyze(
     instances = read_folder(path)
     if explain:
         from pe_triage.app import eligibility_rules
-        from pe_triage.node.analysis import judge_study
+        from pe_triage.cli.explain import explanation, print_explanation
 
-        for study_uid in sorted({i.study_uid for i in instances}):
-            of_study = [i for i in instances if i.study_uid == study_uid]
-            _print_verdicts(study_uid, of_study, judge_study(of_study, eligibility_rules(settings)))
+        told = explanation(instances, eligibility_rules(settings))
+        if as_json and out is None:
+            click.echo(json.dumps({"studies": told}, indent=2, ensure_ascii=False))
+        elif not as_json:
+            print_explanation(told)
     if out is None:
         return
     studies = sorted({i.study_uid for i in instances})
@@ -128,18 +131,3 @@ def read_folder(path: Path) -> list[ReceivedInstance]:
     if len(identities) > len({i.study_uid for i in found.values()}):
         raise InputError(f"{path}: one study under two patient identities; nothing was analysed")
     return list(found.values())
-
-
-def _print_verdicts(study_uid: str, instances: list[ReceivedInstance], choice: Any) -> None:
-    click.echo(f"study {study_uid}")
-    descriptions = {i.series_uid: i.facts.series_description or "" for i in instances}
-    for verdict in choice.verdicts:
-        word = "eligible" if verdict.eligible else "refused"
-        chosen = " (chosen)" if verdict.series_uid == choice.series_uid else ""
-        why = "" if verdict.reason is None else f": {verdict.reason}"
-        click.echo(
-            f"  series {verdict.series_uid} {descriptions[verdict.series_uid]!r}, "
-            f"{verdict.slices} slices: {word}{chosen}{why}"
-        )
-    if choice.series_uid is None:
-        click.echo(f"  study: not evaluated: {choice.reason}")

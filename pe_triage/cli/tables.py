@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-ONLY_WHERE_SAID = ("quarantine_reason", "last_error")
+ONLY_WHERE_SAID = ("series_choice", "quarantine_reason", "last_error")
 PRIORITY_STYLE = {"HIGH": "bold red", "MEDIUM": "yellow", "LOW": "cyan"}
 
 
@@ -75,6 +75,7 @@ def print_document(console: Console, doc: Mapping[str, Any]) -> None:
         "last_error",
         "priority",
         "series_uid",
+        "series_choice",
         "instances",
         "run",
         "pe_probability",

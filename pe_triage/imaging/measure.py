@@ -7,13 +7,20 @@ every 4 mm; all sizes below are millimetres, so that the answer does not depend 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from pe_triage.domain import CtVolume, VolumeMeasures
+from pe_triage.imaging.quality import (
+    blank_slices,
+    noise_and_grain,
+    saturated_slices,
+    slice_jump,
+    soft_tissue_hu,
+)
 
 NOMINAL_AIR_HU = -1000.0
 DENSE_HU = -100.0
@@ -28,6 +35,8 @@ LUNG_FROM_AIR_HU = 600
 LUNG_ABOVE_AIR_HU = 30
 MIN_LUNG_ML = 200.0
 MIN_LUNG_AREA_MM2 = 1500.0
+AIRWAY_MM = 9.0
+AIRWAY_TOLERANCE_HU = 60.0
 VESSEL_MM = 8.0
 """A vessel counts where all of a cube of this side is bright: calcium and noise do not."""
 VESSEL_PERCENTILE = 90.0
@@ -51,19 +60,37 @@ def measure_volume(volume: CtVolume) -> VolumeMeasures:
     """
     coarse = _coarsen(volume)
     air_hu = _air_hu(volume)
+    if air_hu is None or abs(air_hu - NOMINAL_AIR_HU) > AIRWAY_TOLERANCE_HU:
+        # Where the body fills the picture the lowest peak is lung; the airways still hold air.
+        airways = _airways_hu(coarse)
+        air_hu = air_hu if airways is None else airways
+    noise_hu, grain = noise_and_grain(volume)
+    common = VolumeMeasures(
+        air_hu=air_hu,
+        vessel_hu=None,
+        lung_fraction=0.0,
+        lung_extent_mm=0.0,
+        soft_tissue_hu=soft_tissue_hu(volume),
+        noise_hu=noise_hu,
+        grain=grain,
+        slice_jump=slice_jump(volume),
+        blank_slices=blank_slices(volume),
+        saturated_slices=saturated_slices(volume),
+    )
     dense, lung = _body_and_lung(coarse, NOMINAL_AIR_HU if air_hu is None else air_hu)
     if not lung.any():
         # A field of view within the chest: the lungs run out of the picture, and what looked like
         # air was lung.
         dense, lung = _cropped(coarse)
-        air_hu = None if lung.any() else air_hu
+        air_hu = _airways_hu(coarse) if lung.any() else air_hu
     voxel_area = coarse.spacing_mm[1] * coarse.spacing_mm[2]
     lung_area = lung.sum(axis=(1, 2)) * voxel_area
     with_lung = lung_area >= MIN_LUNG_AREA_MM2
     if not with_lung.any():
-        return VolumeMeasures(air_hu=air_hu, vessel_hu=None, lung_fraction=0.0, lung_extent_mm=0.0)
+        return replace(common, air_hu=air_hu)
     inside = (dense | lung)[with_lung].sum()
-    return VolumeMeasures(
+    return replace(
+        common,
         air_hu=air_hu,
         vessel_hu=_vessel_hu(coarse, lung, with_lung),
         lung_fraction=float(lung[with_lung].sum() / max(1, inside)),
@@ -95,6 +122,9 @@ def _air_hu(volume: CtVolume) -> float | None:
     # Padding is one exact value below, or at the lower end of, everything else.
     lowest = sample.min()
     rest = sample[sample != lowest]
+    # Some converters cut everything below -1000 HU away: then the one value is air itself.
+    if abs(lowest - NOMINAL_AIR_HU) <= 10 and sample.size - rest.size >= AIR_SHARE * sample.size:
+        return float(lowest)
     if rest.size >= AIR_SHARE * sample.size:
         sample = rest
     low = int(sample.min())
@@ -110,6 +140,16 @@ def _air_hu(volume: CtVolume) -> float | None:
     centre = low + (int(peaks[0]) + 0.5) * AIR_BIN_HU
     near = sample[np.abs(sample - centre) <= 4 * AIR_BIN_HU]
     return float(np.median(near))
+
+
+def _airways_hu(coarse: _Coarse) -> float | None:
+    """Level of the darkest cube of about 9 mm, where it is that of air: the windpipe, usually."""
+    lowest = float(coarse.hu_zyx.min())
+    # Padding is one exact value and no air.
+    hu_zyx = np.where(coarse.hu_zyx < lowest + 4.0, 0.0, coarse.hu_zyx)
+    size = tuple(max(1, round(AIRWAY_MM / s)) for s in coarse.spacing_mm)
+    darkest = float(ndimage.uniform_filter(hu_zyx, size=size).min())
+    return darkest if abs(darkest - NOMINAL_AIR_HU) <= AIRWAY_TOLERANCE_HU else None
 
 
 def _body_and_lung(coarse: _Coarse, air_hu: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

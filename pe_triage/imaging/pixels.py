@@ -32,6 +32,9 @@ T = TypeVar("T")
 AIR_HU = -1024
 """What padding outside the reconstruction circle becomes."""
 
+TISSUE_HU = (-900.0, 2000.0)
+"""Padding must stand for something that no tissue is."""
+
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """No CT slice is larger; a compressed one of more is not read."""
 MAX_SIDE = 4096
@@ -143,7 +146,7 @@ def _format(values: Values) -> PixelFormat:
     slope, intercept = _required(values.decimal, _SLOPE), _required(values.decimal, _INTERCEPT)
     if slope <= 0:
         raise ImagingError(f"rescale slope {slope:g} is not positive")
-    return PixelFormat(
+    form = PixelFormat(
         rows=rows,
         columns=columns,
         bits_allocated=allocated,
@@ -155,6 +158,23 @@ def _format(values: Values) -> PixelFormat:
         padding=values.unsigned(_PADDING),
         padding_limit=values.unsigned(_PADDING_LIMIT),
     )
+    _check_padding(form)
+    return form
+
+
+def _check_padding(form: PixelFormat) -> None:
+    """Refuse a padding value that would turn tissue into air."""
+    if form.padding is None or (not form.signed and form.padding >= 1 << form.bits_stored):
+        return
+    for pattern in (form.padding, form.padding_limit):
+        if pattern is None:
+            continue
+        value = int(_signed(np.array(pattern, dtype=np.int32), form.bits_stored, form.signed))
+        hu = value * form.slope + form.intercept
+        if TISSUE_HU[0] < hu < TISSUE_HU[1]:
+            raise ImagingError(
+                f"the pixel padding value (0028,0120) stands for {hu:.0f} HU, which is tissue"
+            )
 
 
 _NAMES = {

@@ -21,6 +21,7 @@ _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?\Z", re.ASCII
 _INTEGER = re.compile(r"[+-]?\d{1,12}\Z", re.ASCII)
 _AGE = re.compile(r"(\d{1,3})([DWMY])\Z", re.ASCII)
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})\Z", re.ASCII)
+_TIME = re.compile(r"(\d{2}):?(\d{2}):?(\d{2}(?:\.\d{1,6})?)(?:[+-]\d{4})?\Z", re.ASCII)
 _DAYS: Mapping[str, float] = {"D": 1.0, "W": 7.0, "M": 30.4375, "Y": 365.25}
 
 _CHARACTER_SET = 0x00080005
@@ -114,6 +115,14 @@ class Values:
         if not (1 <= month <= 12 and 1 <= day <= 31):
             return None
         return year * _DAYS["Y"] + (month - 1) * _DAYS["M"] + day
+
+    def time_s(self, tag: int, *, skip: int = 0) -> float | None:
+        """Return a TM value, or a DT value without its first `skip` characters, in seconds."""
+        match = _TIME.match((self.text(tag) or "")[skip:])
+        if match is None:
+            return None
+        hours, minutes, seconds = int(match[1]), int(match[2]), float(match[3])
+        return 3600.0 * hours + 60.0 * minutes + seconds if hours < 24 and minutes < 60 else None
 
     def _decode(self, value: bytes) -> str:
         if value.isascii() and b"\x1b" not in value:

@@ -7,19 +7,13 @@ exception means that the analysis itself failed, which is never an answer about 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pydicom import Dataset, dcmread
 
-from pe_triage.assemble.eligibility import (
-    EligibilityRules,
-    SeriesChoice,
-    choose_series,
-    judge_measures,
-    judge_series,
-)
+from pe_triage.assemble.eligibility import EligibilityRules, SeriesChoice
 from pe_triage.destinations import AnyDestination
 from pe_triage.domain import (
     CtVolume,
@@ -32,10 +26,9 @@ from pe_triage.domain import (
     StudyManifest,
     TriageResult,
 )
-from pe_triage.errors import ImagingError, PermanentError
-from pe_triage.imaging.measure import measure_volume
-from pe_triage.imaging.volume import load_volume
+from pe_triage.errors import PermanentError
 from pe_triage.logs import get_logger
+from pe_triage.node.selection import select_volume
 from pe_triage.report.messages import MessageContext, build_messages
 from pe_triage.report.policy import decide, make_result, not_evaluated
 from pe_triage.report.results import build_results
@@ -74,14 +67,6 @@ def relevant_instances(instances: Sequence[ReceivedInstance]) -> tuple[ReceivedI
     return images or tuple(i for i in instances if i.role is InstanceRole.OTHER)
 
 
-def judge_study(instances: Sequence[ReceivedInstance], rules: EligibilityRules) -> SeriesChoice:
-    """Verdict on each series by its headers, and the choice among them."""
-    by_series: dict[str, list[ReceivedInstance]] = {}
-    for instance in instances:
-        by_series.setdefault(instance.series_uid, []).append(instance)
-    return choose_series([judge_series(by_series[uid], rules) for uid in sorted(by_series)])
-
-
 def analyse_study(
     *,
     study_uid: str,
@@ -116,13 +101,13 @@ def analyse_study(
     """
     log = get_logger(study_uid=study_uid, run=run)
     images = relevant_instances(instances)
-    choice = judge_study(images, options.rules)
-    result, choice, volume = _evaluate(images, choice, predictor, options, beat)
+    result, choice, volume = _evaluate(images, predictor, options, beat)
     log.info(
         "study.evaluated",
         outcome=str(result.outcome),
         reason=result.reason,
         series_uid=result.series_uid,
+        choice=choice.reason,
     )
     beat()
     study = StudyContext(
@@ -157,28 +142,17 @@ def analyse_study(
 
 def _evaluate(
     images: Sequence[ReceivedInstance],
-    choice: SeriesChoice,
     predictor: Predictor,
     options: AnalysisOptions,
     beat: Callable[[], None],
 ) -> tuple[TriageResult, SeriesChoice, CtVolume | None]:
-    """Analyse the chosen series; where its pixels refuse it, the next best one."""
+    """Analyse the chosen series, or say why there is none."""
     model = predictor.identity
-    refused: CtVolume | None = None
-    while choice.series_uid is not None:
-        series_uid = choice.series_uid
-        try:
-            volume = load_volume([i for i in images if i.series_uid == series_uid])
-        except ImagingError as error:
-            choice = choice.refused(series_uid, "pixels", str(error))
-            continue
-        beat()
-        refusal = judge_measures(measure_volume(volume), options.rules)
-        if refusal is None:
-            return _predict(volume, predictor, options, beat), choice, volume
-        rule, reason = refusal
-        choice = choice.refused(series_uid, rule, reason)
-        refused = refused or volume
+    selection = select_volume(images, options.rules, beat=beat)
+    choice, volume, refused = selection.choice, selection.volume, selection.refused
+    if volume is not None:
+        result = _predict(volume, predictor, options, selection.cautions, beat)
+        return replace(result, series_choice=choice.reason), choice, volume
     if refused is None:
         return not_evaluated(choice.reason, model=model), choice, None
     # The best series that could be read at all: its slices are what the refusal speaks of.
@@ -192,7 +166,11 @@ def _evaluate(
 
 
 def _predict(
-    volume: CtVolume, predictor: Predictor, options: AnalysisOptions, beat: Callable[[], None]
+    volume: CtVolume,
+    predictor: Predictor,
+    options: AnalysisOptions,
+    cautions: tuple[str, ...],
+    beat: Callable[[], None],
 ) -> TriageResult:
     model = predictor.identity
     inference = predictor.predict(volume, beat=beat)
@@ -202,6 +180,7 @@ def _predict(
         quality_control=volume.quality_control,
         allow_on_patients=allowed,
         policy=options.report.policy,
+        cautions=cautions,
     )
     shown: tuple[KeySlice, ...] = ()
     if decided.shows_key_slices:
@@ -216,6 +195,7 @@ def _predict(
         allow_on_patients=allowed,
         policy=options.report.policy,
         key_slices=shown,
+        cautions=cautions,
     )
 
 

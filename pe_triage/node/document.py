@@ -17,6 +17,7 @@ def analysis_document(result: TriageResult, policy: TriagePolicy) -> dict[str, A
     prediction = result.prediction
     document: dict[str, Any] = {
         "series_uid": result.series_uid,
+        "series_choice": result.series_choice,
         "exam": None,
         "pe_probability": None,
         "findings": None,

@@ -18,7 +18,7 @@ absent. Anything less is MEDIUM.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -257,6 +257,7 @@ def decide(
     quality_control: bool,
     allow_on_patients: bool,
     policy: TriagePolicy,
+    cautions: tuple[str, ...] = (),
 ) -> Decided:
     """Turn a prediction into outcome, reason and priority.
 
@@ -268,6 +269,9 @@ def decide(
         The site has opted in, by name, to results of demonstration weights on patients' images.
         Untrained weights stay INDETERMINATE and withheld there all the same: there is nothing in
         random numbers that a patient could gain from.
+    cautions
+        What speaks against the images' quality, in words. A negative answer on such images becomes
+        indeterminate, for these reasons; a positive one stays, and says them.
     """
     use = prediction.model.intended_use
     if use is IntendedUse.UNTRAINED:
@@ -279,7 +283,17 @@ def decide(
     if use is IntendedUse.DEMONSTRATION and not quality_control and not allow_on_patients:
         reason = f"{INTENDED_USE_WORDS[use]}; image {QUALITY_CONTROL_NOTE}"
         return _no_priority(Outcome.INDETERMINATE, reason, withheld=True)
-    return _decide_shown(prediction, policy)
+    return _with_cautions(_decide_shown(prediction, policy), cautions)
+
+
+def _with_cautions(decided: Decided, cautions: tuple[str, ...]) -> Decided:
+    if not cautions:
+        return decided
+    outcome = decided.outcome
+    if outcome is Outcome.NEGATIVE:
+        outcome = Outcome.INDETERMINATE
+    reason = "; ".join((*([decided.reason] if decided.reason else []), *cautions))
+    return replace(decided, outcome=outcome, reason=reason)
 
 
 def _decide_shown(prediction: ExamPrediction, policy: TriagePolicy) -> Decided:
@@ -315,6 +329,7 @@ def make_result(
     allow_on_patients: bool = False,
     policy: TriagePolicy | None = None,
     key_slices: tuple[KeySlice, ...] = (),
+    cautions: tuple[str, ...] = (),
 ) -> TriageResult:
     """Assemble the answer for an analysed study; drops what the decision forbids to show.
 
@@ -325,6 +340,7 @@ def make_result(
         quality_control=quality_control,
         allow_on_patients=allow_on_patients,
         policy=policy or TriagePolicy(),
+        cautions=cautions,
     )
     return TriageResult(
         outcome=decided.outcome,

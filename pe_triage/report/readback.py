@@ -35,7 +35,8 @@ def read_sr(path: Path | str) -> dict[str, Any]:
         ``pe_probability``, ``findings``, ``slices`` (the key slices, foot to head, each with
         ``point`` besides: column and row in the source image, and ``outline``, a list of such
         pairs; or None), ``model``, ``results``
-        (the report itself); and ``notice``, ``intended_use``, ``thresholds``, ``policy``,
+        (the report itself); and ``series_choice``, ``notice``, ``intended_use``, ``thresholds``,
+        ``policy``,
         ``priority_code``, ``certainty_percent`` (None where the scores are not calibrated),
         ``codes`` (findings and site of each label), ``device_uid``, ``evidence`` (all images
         referenced), ``requests``, ``predecessors``. Numbers equal those written bit for bit.
@@ -103,6 +104,7 @@ def _document(
                 "deliveries": [],
             }
         ],
+        "series_choice": _text(exam, c.SERIES_CHOICE),
         "notice": _text(exam, c.NOTICE),
         "thresholds": {
             key.removeprefix("threshold "): float(value)

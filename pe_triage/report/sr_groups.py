@@ -79,7 +79,11 @@ class GroupWriter:
             qualitative_evaluations=evaluations,
             source_images=[_source(ds) for ds in images] or None,
         )
-        texts = [(c.REASON, result.reason), (c.NOTICE, NOTICE)]
+        texts = [
+            (c.REASON, result.reason),
+            (c.SERIES_CHOICE, result.series_choice),
+            (c.NOTICE, NOTICE),
+        ]
         if result.model:
             texts.append((c.INTENDED_USE, INTENDED_USE_WORDS[result.model.intended_use]))
         group[0].ContentSequence.extend(

@@ -1,0 +1,129 @@
+"""How well a volume was imaged: noise and its grain, soft tissue, slices that do not belong.
+
+All figures are robust ones over the whole volume, so that a single implant, a streak or an edge
+does not decide; `docs/refusals.md` states what they measure on phantoms and on real chests.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pe_triage.domain import CtVolume
+
+BODY_HU = -300
+"""Above it a voxel is body, table or clothes; below it lung and air."""
+MIN_BODY_SHARE = 0.02
+"""A chest fills a fifth of a slice and more."""
+FLAT_HU = 20
+"""A slice whose values differ by less shows nothing, whatever its level."""
+SATURATED_HU = 3000
+"""12 stored bits end at 3071 HU."""
+SATURATED_SHARE = 0.05
+"""Of a slice; larger than any implant."""
+CLIP_HU = (-1000, 400)
+"""Range in which neighbouring slices are compared: contrast and metal count no more than tissue."""
+NEIGHBOURS = 8
+"""Steps on either side against which a step between slices is held."""
+SUBSAMPLE_MM = 3.0
+SOFT_HU = (-20.0, 110.0)
+"""Muscle, liver and unenhanced blood, as means over some millimetres."""
+BLOCK_MM = 3.0
+NEAR_MM, FAR_MM = 0.8, 4.0
+"""Distances at which noise is compared with itself: within and beyond the grain of any kernel."""
+MIN_SAMPLES = 2000
+
+
+def blank_slices(volume: CtVolume) -> int:
+    """Count slices that show nothing, or no body."""
+    some = _subsampled(volume)
+    flat = some.max(axis=(1, 2)).astype(np.int32) - some.min(axis=(1, 2)) < FLAT_HU
+    body = (some > BODY_HU).mean(axis=(1, 2))
+    return int((flat | (body < MIN_BODY_SHARE)).sum())
+
+
+def saturated_slices(volume: CtVolume) -> int:
+    """Count slices of which a large part lies at the upper end of what can be stored."""
+    return int(((_subsampled(volume) >= SATURATED_HU).mean(axis=(1, 2)) > SATURATED_SHARE).sum())
+
+
+def slice_jump(volume: CtVolume) -> float | None:
+    """Largest step between neighbouring slices, over the usual step near by.
+
+    A slice at a wrong place, of another patient or of another phase stands out by both of its
+    steps; breathing during the scan gives single, smaller ones. None with fewer than three slices.
+    """
+    steps = _steps(volume)
+    if steps.size < 2:
+        return None
+    # Both neighbours of a foreign slice differ from it: the smaller of two steps is the sign.
+    pairs = np.minimum(steps[:-1], steps[1:])
+    usual = np.array(
+        [np.median(steps[max(0, z - NEIGHBOURS) : z + NEIGHBOURS + 2]) for z in range(pairs.size)]
+    )
+    return float((pairs / np.maximum(usual, 1.0)).max())
+
+
+def _steps(volume: CtVolume) -> NDArray[np.float64]:
+    some = np.clip(_subsampled(volume), *CLIP_HU)
+    return np.array(
+        [np.abs(some[z + 1].astype(np.int32) - some[z]).mean() for z in range(some.shape[0] - 1)]
+    )
+
+
+def _subsampled(volume: CtVolume) -> NDArray[np.int16]:
+    _, y_mm, x_mm = volume.spacing_mm
+    every_y, every_x = (max(1, round(SUBSAMPLE_MM / mm)) for mm in (y_mm, x_mm))
+    return volume.hu_zyx[:, ::every_y, ::every_x]
+
+
+def noise_and_grain(volume: CtVolume) -> tuple[float | None, float | None]:
+    """Measure noise within homogeneous soft tissue.
+
+    Returns
+    -------
+    noise_hu
+        Standard deviation, robustly; None where too little soft tissue was found.
+    grain
+        Correlation of the noise of neighbouring pixels: near 1 for smooth kernels, near 0 or below
+        for sharp ones; None where the pixels are too coarse to tell (more than about 1 mm).
+    """
+    near: list[NDArray[np.float32]] = []
+    far: list[NDArray[np.float32]] = []
+    z_mm, y_mm, x_mm = volume.spacing_mm
+    block = max(2, round(BLOCK_MM / x_mm)), max(2, round(BLOCK_MM / y_mm))
+    steps = max(1, round(NEAR_MM / x_mm)), max(2, round(FAR_MM / x_mm))
+    for z in range(0, volume.hu_zyx.shape[0], max(1, round(8.0 / z_mm))):
+        hu_yx = volume.hu_zyx[z].astype(np.float32)
+        mean = ndimage.uniform_filter(hu_yx, size=(block[1], block[0]))
+        soft = (mean > SOFT_HU[0]) & (mean < SOFT_HU[1])
+        # Homogeneous: soft tissue all around.
+        soft = ndimage.minimum_filter(soft, size=(2 * block[1] + 1, 2 * block[0] + 1))
+        for step, into in zip(steps, (near, far), strict=True):
+            both = soft[:, step:] & soft[:, :-step]
+            into.append((hu_yx[:, step:] - hu_yx[:, :-step])[both])
+    near_hu, far_hu = (np.concatenate(d) if d else np.empty(0, np.float32) for d in (near, far))
+    if far_hu.size < MIN_SAMPLES:
+        return None, None
+    # Median absolute difference of two independent normal values, as a standard deviation.
+    to_sd = 1.4826 / math.sqrt(2)
+    noise = to_sd * float(np.median(np.abs(far_hu)))
+    if noise <= 0 or x_mm > 1.1:
+        return noise, None
+    return noise, 1.0 - (to_sd * float(np.median(np.abs(near_hu))) / noise) ** 2
+
+
+def soft_tissue_hu(volume: CtVolume) -> float | None:
+    """Level of the body's soft tissue: the median of what is neither air, lung, contrast nor bone.
+
+    The window is placed by the data (between the darkest and the brightest tenth of the body), so
+    that a wrong scale shows instead of being cut away.
+    """
+    some = _subsampled(volume)[:: max(1, round(4.0 / volume.spacing_mm[0]))]
+    low, high = int(some.min()), int(np.percentile(some, 99.5))
+    # The upper half of the range that is used: body; air and lung fill the lower.
+    body = some[some > low + (high - low) * 0.45]
+    return float(np.median(body)) if body.size >= MIN_SAMPLES else None
