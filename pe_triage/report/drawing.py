@@ -19,7 +19,7 @@ Color = tuple[int, int, int]
 BACKGROUND: Color = (13, 16, 21)
 PANEL: Color = (24, 29, 37)
 GRID: Color = (62, 70, 82)
-FAINT: Color = (138, 147, 160)
+FAINT: Color = (172, 179, 190)
 TEXT: Color = (232, 236, 241)
 INK: Color = (12, 12, 14)
 # Okabe and Ito's colours, told apart by the colour-blind; here also by lightness.
@@ -231,6 +231,25 @@ class Board:
             for sign in (-1, 1):
                 pen.line([(x - r * 0.5, y - sign * r * 0.5), (x + r * 0.5, y + sign * r * 0.5)],
                          fill=fill, width=width)  # fmt: skip
+
+    def sides(
+        self, xy: tuple[float, float], extent: tuple[int, int], size: int, *, letters: str = "RLAP"
+    ) -> None:
+        """Mark right, left, front and back of a slice in anatomical order, seen from the feet.
+
+        `xy` and `extent` (w, h) are the picture's place; `letters` are those to write.
+        """
+        (x, y), (w, h) = xy, extent
+        inset, edge = size * 0.36, size * 0.73
+        places = {
+            "R": ((x + inset, y + h / 2), "lm"),
+            "L": ((x + w - inset, y + h / 2), "rm"),
+            "A": ((x + w / 2, y + edge), "mm"),
+            "P": ((x + w / 2, y + h - edge), "mm"),
+        }
+        for letter in letters:
+            at, anchor = places[letter]
+            self.text(at, letter, size, TEXT, anchor=anchor, bold=True, halo=INK)
 
     def priority_bars(
         self, xy: tuple[float, float], height: float, priority: Priority, fill: Color

@@ -45,7 +45,7 @@ def heatmap_picture(
         at = x + (_PANEL - picture.width) // 2
         board.image.paste(picture, (at, top))
         board.box((at - 1, top - 1, at + picture.width, top + picture.height), outline=d.GRID)
-        _orientation(board, at, top, picture.size)
+        board.sides((at, top), picture.size, 22)
     title = "Where the network saw signs of PE (Grad-CAM heatmap)"
     if not key.heatmap_yx.any():
         title = "The heatmap of this slice is empty: no place stands out"
@@ -58,18 +58,6 @@ def heatmap_picture(
     _facts(board, result, index, volume, place)
     draw_footer(board, result, run=run, when=when, software=software)
     return board.image
-
-
-def _orientation(board: d.Board, x: int, y: int, size: tuple[int, int]) -> None:
-    """Mark right, left, front and back: the volume is in anatomical order, seen from the feet."""
-    width, height = size
-    for at, letter, anchor in (
-        ((x + 8, y + height / 2), "R", "lm"),
-        ((x + width - 8, y + height / 2), "L", "rm"),
-        ((x + width / 2, y + 16), "A", "mm"),
-        ((x + width / 2, y + height - 16), "P", "mm"),
-    ):
-        board.text(at, letter, 22, d.TEXT, anchor=anchor, bold=True, halo=d.INK)
 
 
 def _color_bar(board: d.Board, x: int, top: int, height: int) -> None:

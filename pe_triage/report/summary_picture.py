@@ -28,6 +28,7 @@ from pe_triage.domain import (
     TriageResult,
 )
 from pe_triage.report import drawing as d
+from pe_triage.report.colormaps import heat_colors
 from pe_triage.report.concepts import LABEL_CONCEPTS
 from pe_triage.report.slices import overlay_slice, plain_slice, position_mm
 from pe_triage.report.wording import HEADLINES, model_words, time_words, use_banner
@@ -277,9 +278,10 @@ def _strip(
         _overview(board, volume)
         return
     board.text((_MARGIN, _STRIP_TOP), "Key slices", 22, bold=True)
-    board.text((WIDTH - _MARGIN, _STRIP_TOP + 4),
-               "heatmap: where the network looked; not an outline of a clot", 16, d.FAINT,
-               anchor="ra")  # fmt: skip
+    words = board.text((WIDTH - _MARGIN, _STRIP_TOP + 4),
+                       "heatmap: where the network looked; not an outline of a clot", 16, d.FAINT,
+                       anchor="ra")  # fmt: skip
+    _color_bar(board, WIDTH - _MARGIN - round(words) - 44)
     gap = 12
     room = (WIDTH - 2 * _MARGIN + gap) // max(len(keys), 1) - gap
     limit = (min(room, 340), 226)
@@ -289,6 +291,7 @@ def _strip(
         picture = overlay_slice(volume, key, limit)
         top = _STRIP_TOP + 36
         board.image.paste(picture, (round(x), top))
+        board.sides((round(x), top), picture.size, 15, letters="RL")
         _number_mark(board, (x + 14, top + 14), number)
         width = max(picture.width, min(room, 150))
         place = str(places.get(key.sop_instance_uid, ""))
@@ -301,6 +304,16 @@ def _strip(
                        board.fit(line, 15, width + gap - 2), 15,
                        d.FAINT if index else d.TEXT)  # fmt: skip
         x += width + gap
+
+
+def _color_bar(board: d.Board, right: int) -> None:
+    """Draw the heatmaps' colours from 0 to 1, its right end at `right`."""
+    ramp = np.linspace(0.0, 1.0, 120)[None, :].repeat(14, axis=0)
+    left, top = right - ramp.shape[1], _STRIP_TOP + 8
+    board.image.paste(Image.fromarray(heat_colors(ramp)), (left, top))
+    board.box((left - 1, top - 1, right, top + ramp.shape[0]), outline=d.GRID)
+    board.text((left - 8, top + 7), "0", 15, d.FAINT, anchor="rm")
+    board.text((right + 8, top + 7), "1", 15, d.FAINT, anchor="lm")
 
 
 def _overview(board: d.Board, volume: CtVolume) -> None:
@@ -317,6 +330,7 @@ def _overview(board: d.Board, volume: CtVolume) -> None:
         picture = plain_slice(volume, z, (room, 226))
         x = _MARGIN + index * (room + gap)
         board.image.paste(picture, (x, _STRIP_TOP + 36))
+        board.sides((x, _STRIP_TOP + 36), picture.size, 15, letters="RL")
         words = f"{position_mm(volume, z):.0f} mm"
         if index in (0, shown - 1) and shown > 1:
             words += " (foot end)" if index == 0 else " (head end)"

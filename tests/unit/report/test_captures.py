@@ -10,6 +10,7 @@ import pydicom
 import pytest
 
 from pe_triage.domain import Outcome, Priority, ResultKind
+from pe_triage.report import drawing
 from pe_triage.report.captures import summary_picture
 from pe_triage.report.colormaps import heat_colors, heat_table
 from pe_triage.report.drawing import GE, Board, drawable
@@ -141,6 +142,49 @@ def test_withheld_summary_is_the_same_whatever_the_network_said(scene):
         for kind in ("POSITIVE", "NEGATIVE")
     ]
     assert np.array_equal(*pictures)
+
+
+@pytest.mark.parametrize("kind", ["POSITIVE", "NEGATIVE"])
+def test_every_small_slice_of_the_summary_names_its_sides(scene, kind, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        Board, "sides", lambda _self, xy, extent, _size, letters="RLAP": drawn.append(letters)
+    )
+    scene.captures(scene.result(kind, keys=3))
+    small = [letters for letters in drawn if letters == "RL"]
+    assert len(small) == (3 if kind == "POSITIVE" else 5)
+    # On the heatmaps each slice twice, with all four.
+    assert drawn[len(small) :] == ["RLAP"] * (6 if kind == "POSITIVE" else 0)
+
+
+def test_the_sides_are_drawn_where_they_are():
+    board = Board(200, 100)
+    board.sides((0, 0), (200, 100), 22, letters="R")
+    lit = np.asarray(board.image).max(axis=2) > 200
+    assert lit[:, :40].any()
+    assert not lit[:, 40:].any()
+
+
+def test_the_summary_has_the_heatmaps_colours(scene):
+    (ds,) = objects(scene.captures(scene.result(keys=1)), ResultKind.SUMMARY)
+    strip = ds.pixel_array[618:660].reshape(-1, 3)
+    found = {tuple(color) for color in strip.tolist()}
+    ramp = {tuple(color) for color in heat_table()[[0, 255]].tolist()}
+    assert ramp <= found
+    (ds,) = objects(scene.captures(scene.result("NEGATIVE")), ResultKind.SUMMARY)
+    assert not ramp & {tuple(c) for c in ds.pixel_array[618:660].reshape(-1, 3).tolist()}
+
+
+def test_faint_words_stand_out_by_seven_to_one():
+    # WCAG 2.2's enhanced contrast, in grey as in colour: reading stations are bright rooms too.
+    def luminance(color):
+        part = np.array(color) / 255
+        linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for ground in (drawing.BACKGROUND, drawing.PANEL):
+        ratio = (luminance(drawing.FAINT) + 0.05) / (luminance(ground) + 0.05)
+        assert ratio >= 7
 
 
 def test_summary_bears_long_words_and_many_slices(scene):
