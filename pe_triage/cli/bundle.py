@@ -40,6 +40,52 @@ def inspect(path: Path, as_json: bool) -> None:
         click.echo(f"{key:<14} {value}")
 
 
+@bundle.command()
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path),
+    help="Directory of the run, some 20 GB; started again with the same, it goes on.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(1), default=2, show_default=True,
+    help="Processes that draw phantoms.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True,
+    help="Of stage 1's training; bf16 is slow on processors without its instructions.",
+)  # fmt: skip
+def demonstration(out: Path, workers: int, precision: str) -> None:
+    """Make the bundled demonstration model again, from seeds to calibrated bundles.
+
+    Phantoms only, and for phantoms only; hours on two cores. docs/training.md says more.
+    """
+    from datetime import UTC, datetime
+
+    import torch
+
+    from pe_triage.training.demonstration.recipe import (
+        Amounts,
+        Recipe,
+        calibrate_all,
+        make_demonstration,
+    )
+    from pe_triage.training.demonstration.seeds import read_seeds
+    from pe_triage.training.reporting import Reporter
+
+    recipe = Recipe(
+        seeds=read_seeds(), out=out, amounts=Amounts(), workers=workers,
+        precision={"bf16": torch.bfloat16, "fp32": torch.float32}[precision],
+    )  # fmt: skip
+
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    with Reporter(speaks=True) as reporter:
+        bundles = make_demonstration(recipe, reporter, now=now)
+        finished = calibrate_all(recipe, bundles, reporter, now=now)
+    for path in finished.values():
+        click.echo(path)
+
+
 def _lines(card: BundleCard) -> list[tuple[str, str]]:
     spec = card.spec
     windows = ", ".join(f"{level:g}/{width:g}" for level, width in spec.windows)

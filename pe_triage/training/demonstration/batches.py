@@ -23,12 +23,12 @@ from torch.utils.data import Dataset
 from pe_triage.training.demonstration.specimens import BITS, specimen_path
 from pe_triage.training.seeding import numpy_at
 
-PATCH: Final = 64
-PATCHES_PER_SPECIMEN: Final = 24
+PATCH: Final = 96
+PATCHES_PER_SPECIMEN: Final = 16
 SPECIMENS_PER_STEP: Final = 4
 SLICES_PER_EXAM: Final = 8
 EXAMS_PER_STEP: Final = 4
-_JITTER: Final = 20
+_JITTER: Final = 32
 _NEAR_MM: Final = 15.0
 _VESSEL_HU: Final = (100, 700)
 _SNAP: Final = 12
@@ -118,8 +118,9 @@ class PatchDataset(Dataset[PatchBatch]):
                     else self._without(rng, hu_nyx, what_nyx, z_n)
                 )
                 cut = _cut(rng, y, x, hu_nyx.shape[1])
-                hu.append(hu_nyx[n][cut])
-                what.append(what_nyx[n][cut])
+                turn = int(rng.integers(8))
+                hu.append(_turned(hu_nyx[n][cut], turn))
+                what.append(_turned(what_nyx[n][cut], turn))
         return PatchBatch(torch.from_numpy(np.stack(hu)), torch.from_numpy(np.stack(what)))
 
     def _without(
@@ -142,6 +143,12 @@ class PatchDataset(Dataset[PatchBatch]):
             return n, int(y), int(x)
         dy, dx = on[rng.integers(len(on))].tolist()
         return n, top + dy, left + dx
+
+
+def _turned(patch_yx: NDArray[Any], turn: int) -> NDArray[Any]:
+    """Turn by quarters and mirror: a vessel has no up or left, and a patch shows no side."""
+    quarter = np.rot90(patch_yx, turn % 4)
+    return np.ascontiguousarray(quarter[:, ::-1] if turn >= 4 else quarter)
 
 
 def _cut(rng: np.random.Generator, y: int, x: int, size: int) -> tuple[slice, slice]:

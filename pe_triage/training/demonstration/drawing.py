@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pe_triage.training.demonstration.exams import store
+from safetensors.numpy import save_file
 
 Make = Callable[[int], dict[str, NDArray[Any]]]
 
@@ -33,19 +35,33 @@ def draw_all(
     directory.mkdir(parents=True, exist_ok=True)
     missing = [seed for seed in seeds if not (directory / f"{seed}.safetensors").exists()]
     done = len(seeds) - len(missing)
+
+    def note() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, len(seeds))
+
+    if workers <= 1:
+        for seed in missing:
+            _draw(directory, seed, make)
+            note()
+        return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(1, workers), mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = [pool.submit(_draw, directory, seed, make) for seed in missing]
         try:
             for future in as_completed(futures):
                 future.result()
-                done += 1
-                if progress is not None:
-                    progress(done, len(seeds))
+                note()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _draw(directory: Path, seed: int, make: Make) -> None:
-    store(directory / f"{seed}.safetensors", make(seed))
+    """Write the file of a seed whole or not at all."""
+    path = directory / f"{seed}.safetensors"
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    save_file(make(seed), scratch)
+    scratch.replace(path)

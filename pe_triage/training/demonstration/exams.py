@@ -7,8 +7,6 @@ encoder exactly as the serving path would: `model.inputs.ExamInput` on the whole
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from pe_triage.domain import EXAM_LABELS
@@ -86,10 +83,3 @@ def embed(network: ExamNetwork, path: Path, precision: torch.dtype = torch.float
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             parts.append(network.encoder(images).float())
     return torch.cat(parts)
-
-
-def store(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    save_file(tensors, scratch)
-    scratch.replace(path)

@@ -23,11 +23,11 @@ from pe_triage.training.demonstration.specimens import BITS, FACTS
 from pe_triage.training.inputs import windowed
 from pe_triage.training.losses import SampledSlices, stage_one_loss
 
-KINDS: Final = ("clot", "acute", "chronic", "left", "right", "central")
-PATCH_KINDS: Final = 3
-"""A patch does not show on which side it lies: the first three only."""
+KINDS: Final = ("clot", "acute", "chronic", "central", "left", "right")
+PATCH_KINDS: Final = 4
+"""A patch does not show on which side it lies: the first four only."""
 CELL_PIXELS: Final = 3.0
-"""A cell shows a clot that fills at least so many of its pixels; less than that, it is not asked."""
+"""A cell shows a clot that fills at least so many of its pixels; with less, it is not asked."""
 _GAMMA: Final = 2.0
 _PRIOR: Final = -4.0
 _FACT_SCALE: Final = (0.2, 100.0, 3.0)
