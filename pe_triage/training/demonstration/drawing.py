@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-
 from safetensors.numpy import save_file
 
 Make = Callable[[int], dict[str, NDArray[Any]]]
