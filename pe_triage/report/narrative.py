@@ -77,14 +77,16 @@ def build_narrative(
 ) -> ResultObject:
     """Build and encode the report in words; for every outcome.
 
-    Where the coded report marks no place, this one stands in the same series as a later instance:
-    of a series of reports OHIF shows the last, and a coded report without a region is black there.
+    Where it is made only because the coded report marks no place, it stands in that one's series
+    as a later instance of the same SOP class: of those OHIF shows the last, and a coded report
+    without a region is black there. Else it is an Enhanced SR in a series of its own.
 
     `predecessors` are the coded reports of earlier runs, named in words only: a predecessor
     document would have to be of this kind.
     """
-    alone = marks(result.key_slices)
-    kind = ResultKind.NARRATIVE if alone else ResultKind.SR
+    together = settings.narrative == UNMARKED
+    kind = ResultKind.SR if together else ResultKind.NARRATIVE
+    make = hd.sr.Comprehensive3DSR if together else hd.sr.EnhancedSR
     root = hd.sr.ContainerContentItem(name=TITLE, template_id="2000")
     content: list[hd.sr.ContentItem] = [
         *hd.sr.LanguageOfContentItemAndDescendants(_ENGLISH),
@@ -97,13 +99,15 @@ def build_narrative(
         ),
     ]
     root.ContentSequence = hd.sr.ContentSequence(content, is_root=False)
-    ds = hd.sr.EnhancedSR(
+    ds = make(
         evidence=evidence_of(result, study, headers, source),
         content=root,
-        series_instance_uid=result_uid(result, study, "series/narrative" if alone else "series/sr"),
+        series_instance_uid=result_uid(
+            result, study, "series/sr" if together else "series/narrative"
+        ),
         series_number=settings.series_number_of(kind),
         sop_instance_uid=result_uid(result, study, "narrative"),
-        instance_number=study.run if alone else study.run + 1,
+        instance_number=study.run + together,
         manufacturer=settings.manufacturer,
         is_complete=True,
         is_final=False,
