@@ -27,6 +27,8 @@ PATCH: Final = 96
 PATCHES_PER_SPECIMEN: Final = 16
 SPECIMENS_PER_STEP: Final = 4
 SLICES_PER_EXAM: Final = 8
+CHEST: Final = (0.55, 0.8)
+"""Rows and columns of a crop of the chest, as shares of the slice: its arteries, half its pixels."""
 EXAMS_PER_STEP: Final = 4
 _JITTER: Final = 32
 _NEAR_MM: Final = 15.0
@@ -164,12 +166,22 @@ class SliceDataset(Dataset[SliceBatch]):
     ----------
     epoch
         None takes the exams in order and each once (validation).
+    cropped
+        Whether only the chest is given, about the middle of the slice; the image label is then
+        that of what is left.
     """
 
     def __init__(
-        self, directory: Path, seeds: Sequence[int], steps: int, epoch: int | None
+        self,
+        directory: Path,
+        seeds: Sequence[int],
+        steps: int,
+        epoch: int | None,
+        *,
+        cropped: bool = False,
     ) -> None:
         self._directory, self._seeds, self._epoch = directory, seeds, epoch
+        self._cropped = cropped
         most = len(seeds) // EXAMS_PER_STEP
         self._steps = most if epoch is None else steps
         place = (epoch or 0) * steps
@@ -203,11 +215,27 @@ class SliceDataset(Dataset[SliceBatch]):
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         count = len(tensors["z_n"])
         some = np.sort(rng.choice(count, SLICES_PER_EXAM, replace=count < SLICES_PER_EXAM))
+        hu, what, pe = tensors["hu_nyx"][some], tensors["what_nyx"][some], tensors["pe_n"][some]
+        if self._cropped:
+            rows, columns = _chest(rng, hu.shape[1])
+            hu, what = hu[:, rows, columns], what[:, rows, columns]
+            pe = (what & _CLOT).any(axis=(1, 2))
         return (
-            tensors["hu_nyx"][some],
-            tensors["what_nyx"][some],
-            tensors["pe_n"][some].astype(np.float32),
+            np.ascontiguousarray(hu),
+            np.ascontiguousarray(what),
+            pe.astype(np.float32),
             tensors["heart_n"][some].astype(np.float32),
             tensors["exam_l"][None],
             tensors["facts"][None],
         )
+
+
+def _chest(rng: np.random.Generator, size: int) -> tuple[slice, slice]:
+    """Choose rows and columns about the middle, in whole cells of 16 pixels."""
+    cuts = []
+    for share in CHEST:
+        side = round(share * size / 16) * 16
+        reach = (size - side) // 8
+        start = (size - side) // 2 + int(rng.integers(-reach, reach + 1))
+        cuts.append(slice(start, start + side))
+    return cuts[0], cuts[1]

@@ -1,7 +1,7 @@
 """The recipe of the demonstration model, from seeds to calibrated bundles.
 
 1. Draw the phantoms of `seeds`: specimens for stage 1, whole exams for stage 2.
-2. Teach the encoder on patches around vessels, then on whole slices (`stages`).
+2. Teach the encoder on patches around vessels, on crops of the chest, on whole slices (`stages`).
 3. Embed the exams, which stage 1 never saw, and teach stage 2: with attention, and with mean
    pooling beside it; the third system asks the slice of maximum confidence and has no stage 2.
 4. Draw the validation phantoms, and choose temperatures and thresholds on them.
@@ -65,8 +65,8 @@ SPEC: Final = ModelSpec(
     size=320,
     standardise=True,
     stage1=Schedule(
-        loss="image+attention", optimiser="adamw", lr=7e-4, weight_decay=0.01, scheduler="cosine",
-        batch=32, batch_of="units", epochs=5, sampling="balanced", attention_weight=1.0,
+        loss="image+attention", optimiser="adamw", lr=2e-4, weight_decay=0.01, scheduler="cosine",
+        batch=32, batch_of="units", epochs=2, sampling="balanced", attention_weight=1.0,
     ),
     stage2=Schedule(
         loss="challenge", optimiser="adamw", lr=1e-3, weight_decay=1e-3, scheduler="cosine",
@@ -87,6 +87,7 @@ _PATCHES: Final = Schedule(
     optimiser="adamw", lr=1.5e-3, weight_decay=0.01, scheduler="cosine", batch=64,
     batch_of="units", epochs=12,
 )  # fmt: skip
+_CHESTS: Final = replace(_PATCHES, lr=8e-4, batch=32, epochs=5)
 TRAINING_DATA: Final = (
     "phantoms only, drawn by pe-triage phantom's generator; no image of a patient. Voxel masks of "
     "clots taught stage 1, kinds of clot and the ventricles' ratio beside them."
@@ -99,13 +100,15 @@ class Amounts:
 
     Attributes
     ----------
-    patch_steps, slice_steps
+    patch_steps, chest_steps, slice_steps
         Steps of one epoch.
     """
 
     patch_steps: int = 320
-    slice_steps: int = 240
+    chest_steps: int = 450
+    slice_steps: int = 120
     patch_epochs: int = _PATCHES.epochs
+    chest_epochs: int = _CHESTS.epochs
     slice_epochs: int = SPEC.stage1.epochs
     exam_epochs: int = SPEC.stage2.epochs
 
@@ -275,18 +278,34 @@ def _teach_encoder(
     )
     _run(recipe, patches, reporter, stop)
     module = SliceStage(network, recipe.precision)
-    slices = StagePlan(
-        name="slices",
-        module=module,
-        schedule=replace(recipe.spec.stage1, epochs=amounts.slice_epochs),
-        batches=lambda epoch: SliceDataset(directory, train, amounts.slice_steps, epoch),
-        validation=SliceDataset(directory, held, 0, None),
-        run=recipe.out,
-        digest=recipe.digest,
-    )
-    _run(recipe, slices, reporter, stop)
+    # Crops first, of half the pixels; then some whole slices, over which means are other means.
+    for name, schedule, steps, cropped in (
+        ("chests", replace(_CHESTS, epochs=amounts.chest_epochs), amounts.chest_steps, True),
+        (
+            "slices",
+            replace(recipe.spec.stage1, epochs=amounts.slice_epochs),
+            amounts.slice_steps,
+            False,
+        ),
+    ):
+        plan = StagePlan(
+            name=name,
+            module=module,
+            schedule=schedule,
+            batches=partial(_slices, directory, train, steps, cropped),
+            validation=_slices(directory, held, 0, cropped, None),
+            run=recipe.out,
+            digest=recipe.digest,
+        )
+        _run(recipe, plan, reporter, stop)
     module.fold()
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def _slices(
+    directory: Path, seeds: Sequence[int], steps: int, cropped: bool, epoch: int | None
+) -> SliceDataset:
+    return SliceDataset(directory, seeds, steps, epoch, cropped=cropped)
 
 
 def _embed_all(
@@ -366,7 +385,7 @@ def _run(recipe: Recipe, plan: StagePlan, reporter: Reporter, stop: Callable[[],
             state = None
         settings = TrainSettings(
             stage1=plan.schedule, stage2=plan.schedule, checkpoint_steps=100,
-            workers=1 if plan.name in ("patches", "slices") else 0,
+            workers=0 if plan.name.startswith("exams") else 1,
         )  # fmt: skip
         progress = run_stage(plan, settings, World(), reporter, resume=state, stop=stop)
         history.write_text(json.dumps(progress.to_json(), indent=1) + "\n", encoding="utf-8")

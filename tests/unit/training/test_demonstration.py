@@ -172,7 +172,15 @@ def test_drawing_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{k}.safetensors" for k in (11, 12, 14)]
 
 
-TINY_AMOUNTS = Amounts(patch_steps=3, slice_steps=2, patch_epochs=2, slice_epochs=2, exam_epochs=2)
+TINY_AMOUNTS = Amounts(
+    patch_steps=3,
+    chest_steps=2,
+    slice_steps=2,
+    patch_epochs=2,
+    chest_epochs=2,
+    slice_epochs=2,
+    exam_epochs=2,
+)
 
 
 def _tiny(out: Path) -> Recipe:
