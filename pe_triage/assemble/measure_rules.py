@@ -144,7 +144,7 @@ MEASURE_RULES: tuple[MeasureRule, ...] = (
         "{rules.min_grain:.2f}",
     ),
 )
-"""In the order in which they are asked: whether the scale is right before what it shows."""
+"""In the order in which they are asked: the scale and the images before what they show."""
 
 
 def _poor_contrast(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:

@@ -34,7 +34,9 @@ SOFT_HU = (-20.0, 110.0)
 BLOCK_MM = 3.0
 NEAR_MM, FAR_MM = 0.8, 4.0
 """Distances at which noise is compared with itself: within and beyond the grain of any kernel."""
-MIN_SAMPLES = 2000
+COARSE_MM = 1.1
+"""Pixels wider than that average the grain away."""
+MIN_SAMPLES = 300
 
 
 def blank_slices(volume: CtVolume) -> int:
@@ -91,29 +93,43 @@ def noise_and_grain(volume: CtVolume) -> tuple[float | None, float | None]:
         Correlation of the noise of neighbouring pixels: near 1 for smooth kernels, near 0 or below
         for sharp ones; None where the pixels are too coarse to tell (more than about 1 mm).
     """
-    near: list[NDArray[np.float32]] = []
-    far: list[NDArray[np.float32]] = []
-    z_mm, y_mm, x_mm = volume.spacing_mm
-    block = max(2, round(BLOCK_MM / x_mm)), max(2, round(BLOCK_MM / y_mm))
-    steps = max(1, round(NEAR_MM / x_mm)), max(2, round(FAR_MM / x_mm))
-    for z in range(0, volume.hu_zyx.shape[0], max(1, round(8.0 / z_mm))):
-        hu_yx = volume.hu_zyx[z].astype(np.float32)
-        mean = ndimage.uniform_filter(hu_yx, size=(block[1], block[0]))
-        soft = (mean > SOFT_HU[0]) & (mean < SOFT_HU[1])
-        # Homogeneous: soft tissue all around.
-        soft = ndimage.minimum_filter(soft, size=(2 * block[1] + 1, 2 * block[0] + 1))
-        for step, into in zip(steps, (near, far), strict=True):
-            both = soft[:, step:] & soft[:, :-step]
-            into.append((hu_yx[:, step:] - hu_yx[:, :-step])[both])
-    near_hu, far_hu = (np.concatenate(d) if d else np.empty(0, np.float32) for d in (near, far))
+    soft, body = _differences(volume)
+    near_hu, far_hu = soft
+    if far_hu.size < MIN_SAMPLES:
+        # Noise so strong that nothing looks homogeneous: what all of the body shows is then noise.
+        near_hu, far_hu = body
     if far_hu.size < MIN_SAMPLES:
         return None, None
     # Median absolute difference of two independent normal values, as a standard deviation.
     to_sd = 1.4826 / math.sqrt(2)
     noise = to_sd * float(np.median(np.abs(far_hu)))
-    if noise <= 0 or x_mm > 1.1:
+    if noise <= 0 or volume.spacing_mm[2] > COARSE_MM:
         return noise, None
     return noise, 1.0 - (to_sd * float(np.median(np.abs(near_hu))) / noise) ** 2
+
+
+_Differences = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def _differences(volume: CtVolume) -> tuple[_Differences, _Differences]:
+    """Differences of near and of far pixels: within homogeneous soft tissue, and in the body."""
+    found: tuple[list[NDArray[np.float32]], ...] = ([], [], [], [])
+    z_mm, y_mm, x_mm = volume.spacing_mm
+    block = max(2, round(BLOCK_MM / y_mm)), max(2, round(BLOCK_MM / x_mm))
+    steps = max(1, round(NEAR_MM / x_mm)), max(2, round(FAR_MM / x_mm))
+    for z in range(0, volume.hu_zyx.shape[0], max(1, round(8.0 / z_mm))):
+        hu_yx = volume.hu_zyx[z].astype(np.float32)
+        mean = ndimage.uniform_filter(hu_yx, size=block)
+        soft = (mean > SOFT_HU[0]) & (mean < SOFT_HU[1])
+        # Homogeneous: soft tissue all around.
+        soft = ndimage.minimum_filter(soft, size=tuple(2 * b + 1 for b in block))
+        for into, (mask, step) in zip(
+            found, [(m, s) for m in (soft, mean > BODY_HU) for s in steps], strict=True
+        ):
+            both = mask[:, step:] & mask[:, :-step]
+            into.append((hu_yx[:, step:] - hu_yx[:, :-step])[both])
+    a, b, c, d = (np.concatenate(parts) for parts in found)
+    return (a, b), (c, d)
 
 
 def soft_tissue_hu(volume: CtVolume) -> float | None:
@@ -123,7 +139,8 @@ def soft_tissue_hu(volume: CtVolume) -> float | None:
     that a wrong scale shows instead of being cut away.
     """
     some = _subsampled(volume)[:: max(1, round(4.0 / volume.spacing_mm[0]))]
-    low, high = int(some.min()), int(np.percentile(some, 99.5))
-    # The upper half of the range that is used: body; air and lung fill the lower.
+    low, high = int(some.min()), int(np.percentile(some, 96))
+    # The upper half of the range that is used (metal and bone aside): body; air and lung fill the
+    # lower.
     body = some[some > low + (high - low) * 0.45]
     return float(np.median(body)) if body.size >= MIN_SAMPLES else None
