@@ -91,7 +91,10 @@ def analysis_options(settings: Settings) -> AnalysisOptions:
 
 
 def load_predictor(settings: Settings, bundles_dir: Path) -> Predictor:
-    """Load the bundle in force; the built-in one is written to `bundles_dir` where absent."""
+    """Load the bundle in force; the built-in one is written to `bundles_dir` where absent.
+
+    One event says which model, and what runs it.
+    """
     from pe_triage.infer.predictor import Predictor
 
     if settings.model is not None:
@@ -100,12 +103,27 @@ def load_predictor(settings: Settings, bundles_dir: Path) -> Predictor:
         from pe_triage.model.builtin import materialize_untrained
 
         path = materialize_untrained(bundles_dir)
-    return Predictor(
+    predictor = Predictor(
         path,
         settings.device,
-        batch_size=settings.batch_size,
+        runtime=settings.runtime,
+        batch_size=settings.batch_size or None,
         threads=settings.threads or (os.cpu_count() or 1),
     )
+    model, runtime = predictor.identity, predictor.runtime.info
+    get_logger().info(
+        "model.loaded",
+        model=f"{model.name} {model.version}",
+        sha256=model.sha256,
+        intended_use=model.intended_use.value,
+        runtime=runtime.name,
+        runtime_version=runtime.version,
+        device=runtime.device,
+        precision=runtime.precision,
+        threads=runtime.threads,
+        difference=runtime.difference,
+    )
+    return predictor
 
 
 # ------------------------------------------------------------------ database
@@ -167,7 +185,7 @@ def run_node(settings: Settings) -> None:
     """
     log = get_logger()
     check_bundle(settings)
-    check_device(settings.device)
+    check_device(settings.device, settings.runtime)
     # Every table is read before anything starts: a worker must not find the mistake.
     analysis_options(settings)
     for table in settings.destinations:

@@ -106,8 +106,14 @@ class Settings(BaseModel):
         description="Names of demonstration bundles that may answer in full on patients' images.",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=16, description="Slices in one forward pass of stage 1."
+    runtime: Literal["auto", "pytorch", "openvino"] = Field(
+        default="auto",
+        description="What runs stage 1; auto: PyTorch on a GPU, else OpenVINO where it is "
+        "installed and agrees with PyTorch, else PyTorch.",
+    )
+    batch_size: Annotated[int, Field(ge=0, le=1024)] = Field(
+        default=0,
+        description="Slices prepared and encoded at once in stage 1; 0: as suits the runtime.",
     )
     threads: Annotated[int, Field(ge=0, le=256)] = Field(
         default=0, description="CPU threads of a worker; 0: as many as there are cores."

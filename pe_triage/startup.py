@@ -40,25 +40,25 @@ def check_bundle(settings: Settings) -> None:
 _DEVICE_CHECK = """
 import sys
 from pe_triage.errors import ConfigurationError
-from pe_triage.infer.runtime import choose_device
+from pe_triage.infer.choice import choose_runtime
 try:
-    choose_device(sys.argv[1])
+    choose_runtime(sys.argv[2], sys.argv[1])
 except ConfigurationError as error:
     print(error)
     sys.exit(2)
 """
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that is not here, asking torch in a process of its own.
+def check_device(device: str, runtime: str = "auto") -> None:
+    """Refuse a device or a runtime that is not here, asking torch in a process of its own.
 
     A node that took images in and whose workers then died one after another would look alive.
     """
-    if device in ("auto", "cpu"):
+    if device in ("auto", "cpu") and runtime in ("auto", "pytorch"):
         return
     try:
         asked = subprocess.run(
-            [sys.executable, "-c", _DEVICE_CHECK, device],
+            [sys.executable, "-c", _DEVICE_CHECK, device, runtime],
             capture_output=True, text=True, timeout=DEVICE_CHECK_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

@@ -44,6 +44,8 @@ from rich.progress import MofNCompleteColumn, Progress
 @click.option("--gallery", type=click.IntRange(0, 50), default=4, show_default=True,
               help="Exams of each kind in the gallery of heatmaps.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--runtime", type=click.Choice(["auto", "pytorch", "openvino"]), default="auto",
+              show_default=True, help="What runs stage 1.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True,
               help="Threads of torch and of decoding.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the report's JSON on stdout.")
@@ -61,6 +63,7 @@ def evaluate(
     seed: int,
     gallery: int,
     device: str,
+    runtime: str,
     threads: int,
     as_json: bool,
 ) -> None:
@@ -80,6 +83,7 @@ def evaluate(
         resamples=resamples,
         seed=seed,
         device=device,
+        runtime=runtime,
         threads=threads,
         gallery=gallery,
         calibrate=calibrate,

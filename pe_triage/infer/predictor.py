@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pe_triage.domain import EXAM_LABELS, CtVolume, ExamPrediction, ModelIdentity
 from pe_triage.errors import PermanentError
 from pe_triage.imaging.windows import Window, window_channels
-from pe_triage.infer.runtime import SliceRuntime, TorchRuntime, choose_device, stage_two
+from pe_triage.infer.choice import choose_runtime, make_runtime
+from pe_triage.infer.runtime import SliceRuntime, stage_two
 from pe_triage.model.bundle import load_bundle
 from pe_triage.model.card import BundleCard
 from pe_triage.model.decisions import decide
@@ -53,21 +54,23 @@ class Predictor:
     bundle_path
         Directory of the bundle; verified before use.
     device
-        ``auto``, ``cpu`` or ``cuda`` for stage 1. Stage 2 takes milliseconds and always runs on
-        the CPU: the same answer with and without a GPU, and cuDNN's LSTM has no backward in
-        evaluation mode, which Grad-CAM needs.
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` for stage 1. Stage 2 takes milliseconds and always
+        runs on the CPU: the same answer with and without a GPU, and cuDNN's LSTM has no backward
+        in evaluation mode, which Grad-CAM needs.
+    runtime
+        ``auto``, ``pytorch`` or ``openvino`` for stage 1 (`pe_triage.infer.choice`).
     batch_size
         Units (slices, or windows of them) prepared and encoded at once; bounds the memory whatever
-        the volume's length.
+        the volume's length. None leaves it to the runtime.
     threads
-        Threads of torch in this process.
+        Threads of stage 1, and of torch in this process.
 
     Raises
     ------
     BundleError
         The bundle cannot be used.
     ConfigurationError
-        The device is not here.
+        The device or the runtime is not here.
     """
 
     def __init__(
@@ -75,10 +78,11 @@ class Predictor:
         bundle_path: Path,
         device: str = "auto",
         *,
+        runtime: str = "auto",
         batch_size: int | None = None,
         threads: int | None = None,
     ) -> None:
-        where = choose_device(device)
+        choose_runtime(runtime, device)  # before the bundle, which takes longer
         bundle = load_bundle(bundle_path)
         self._path = bundle_path
         self._card = bundle.card
@@ -86,8 +90,13 @@ class Predictor:
         self._windows = tuple(
             Window(level_hu=level, width_hu=width) for level, width in bundle.card.spec.windows
         )
-        self._runtime: SliceRuntime = TorchRuntime(
-            bundle.network.encoder, where, batch_size=batch_size, threads=threads
+        self._runtime: SliceRuntime = make_runtime(
+            bundle.network.encoder,
+            bundle.card.spec,
+            runtime=runtime,
+            device=device,
+            batch_size=batch_size,
+            threads=threads,
         )
         self._identity = bundle.card.identity
 

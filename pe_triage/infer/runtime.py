@@ -1,14 +1,16 @@
 """Stage 1 behind a port: images in, embeddings or last feature maps out.
 
 Axes: ``z`` or ``n`` units (slices or windows of them), ``c`` channels, ``t`` slices of a window,
-``h w`` rows and columns, ``d`` features. Arrays are NumPy's, so that a runtime without torch (ONNX
-Runtime, OpenVINO) can stand behind the same port.
+``h w`` rows and columns, ``d`` features. Arrays are NumPy's, so that a runtime without torch
+(`pe_triage.infer.openvino_runtime`) can stand behind the same port; `pe_triage.infer.choice` says
+which one serves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -21,8 +23,35 @@ from pe_triage.model.encoders import Encoder
 
 _MOST: Final = {"cpu": 16, "cuda": 64}
 """Units at once; on a CPU more only cost memory."""
-_BUDGET_BYTES: Final = {"cpu": 1 << 30, "cuda": 8 << 30}
+BUDGET_BYTES: Final = {"cpu": 1 << 30, "cuda": 8 << 30}
 """Activations at once, roughly: large units, such as windows of slices, come in smaller batches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeInfo:
+    """What runs stage 1, for logs and people.
+
+    Attributes
+    ----------
+    name, version
+        ``pytorch`` or ``openvino``, and the library's version.
+    device
+        torch's name of it, such as ``cpu`` or ``cuda``.
+    precision
+        Of the arithmetic.
+    threads
+        Of the processor that one call may use.
+    difference
+        Largest difference from PyTorch's output found at load, as a part of that output's largest
+        value; None for PyTorch itself.
+    """
+
+    name: str
+    version: str
+    device: str
+    precision: str
+    threads: int
+    difference: float | None = None
 
 
 class SliceRuntime(Protocol):
@@ -30,9 +59,16 @@ class SliceRuntime(Protocol):
 
     Attributes
     ----------
+    info
+        What it is.
     batch_size
         How many images it likes to get at once; it takes any number.
     """
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """What it is."""
+        ...
 
     @property
     def batch_size(self) -> int:
@@ -73,23 +109,48 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def check_counts(*, batch_size: int | None, threads: int | None) -> None:
+    """Refuse numbers below 1.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the key.
+    """
+    for key, value in (("batch_size", batch_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{key}: must be 1 or more")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on the calling thread alone.
+
+    For work too small to share: on busy cores each barrier waits for the scheduler.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @contextmanager
 def stage_two() -> Iterator[None]:
     """Let torch run stage 2 as suits it: one thread, numbers below 1e-38 taken as zero.
 
     A gradient that fades through hundreds of steps of an LSTM ends in subnormal numbers, which
     CPUs handle in microcode: explaining a 300-slice exam took 3.2 s with them and takes 0.15 s
-    without. The steps are too small for a second thread to help, and on busy cores each of their
-    barriers waits for the scheduler. One thread also sums in one order on every machine.
+    without. The steps are too small for a second thread to help. One thread also sums in one order
+    on every machine.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(threads)
+    with one_thread():
+        torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(False)
 
 
 class TorchRuntime:
@@ -116,20 +177,29 @@ class TorchRuntime:
         batch_size: int | None = None,
         threads: int | None = None,
     ) -> None:
+        check_counts(batch_size=batch_size, threads=threads)
         if batch_size is None:
-            fitting = _BUDGET_BYTES[device.type] // max(1, encoder.unit_bytes)
+            fitting = BUDGET_BYTES[device.type] // max(1, encoder.unit_bytes)
             batch_size = max(1, min(_MOST[device.type], fitting))
-        if batch_size < 1:
-            raise ConfigurationError("batch_size: must be 1 or more")
         if threads is not None:
-            if threads < 1:
-                raise ConfigurationError("threads: must be 1 or more")
             torch.set_num_threads(threads)
         weights = next(encoder.parameters())
         self._layout = torch.channels_last if weights.dim() == 4 else torch.contiguous_format
         self._encoder = encoder.to(device=device, memory_format=self._layout)  # type: ignore[call-overload]
         self._device = device
         self._batch_size = batch_size
+        self._info = RuntimeInfo(
+            name="pytorch",
+            version=str(torch.__version__),
+            device=str(device),
+            precision="float32",
+            threads=torch.get_num_threads(),
+        )
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """What it is."""
+        return self._info
 
     @property
     def batch_size(self) -> int:

@@ -62,6 +62,8 @@ class Options:
         Further bundles, or tables of predictions, set beside the first.
     predictions
         Table (``.npz``) or submission (``.csv``) that is read in place of running a bundle.
+    device, runtime, threads
+        As the node's settings of these names.
     gallery
         Exams of each kind in the gallery.
     calibrate
@@ -77,6 +79,7 @@ class Options:
     resamples: int = DEFAULT_RESAMPLES
     seed: int = 0
     device: str = "auto"
+    runtime: str = "auto"
     threads: int = 2
     gallery: int = 4
     calibrate: Path | None = None
@@ -127,7 +130,7 @@ def evaluate(
     studies = choose(data, options.split, options.part)
     predictor = None
     if bundle is not None:
-        predictor = Predictor(bundle, options.device, threads=options.threads)
+        predictor = _load(bundle, options)
         run = run_bundle(
             predictor, studies, out / "work", threads=options.threads, progress=progress
         )
@@ -169,6 +172,10 @@ def evaluate(
     _write(json_path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     _write(html_path, page)
     return Evaluation(document=document, html_path=html_path, json_path=json_path)
+
+
+def _load(bundle: Path, options: Options) -> Predictor:
+    return Predictor(bundle, options.device, runtime=options.runtime, threads=options.threads)
 
 
 def read_run(path: Path, studies: Sequence[LabelledStudy]) -> Run:
@@ -316,7 +323,7 @@ def _compare(
     options: Options, progress: Callable[[str], None] | None,
 ) -> dict[str, Any]:  # fmt: skip
     if other.is_dir():
-        predictor = Predictor(other, options.device, threads=options.threads)
+        predictor = _load(other, options)
         second = run_bundle(
             predictor, studies, out / "work", threads=options.threads, progress=progress
         ).table

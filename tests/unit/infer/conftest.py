@@ -29,7 +29,7 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def predictor(bundle_path: Path) -> Predictor:
-    return Predictor(bundle_path, "cpu", batch_size=4)
+    return Predictor(bundle_path, "cpu", runtime="pytorch", batch_size=4)
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +91,7 @@ def network_of() -> Callable[[str], ExamNetwork]:
 def predictor_of(network_of: Callable[[str], ExamNetwork]) -> Callable[[str], Predictor]:
     """Predictor of a named spec's small network, as if a bundle had been loaded."""
 
-    def make(name: str, **more: int) -> Predictor:
+    def make(name: str, *, runtime: str = "pytorch", **more: int) -> Predictor:
         network = network_of(name)
         spec: ModelSpec = network.spec
         card = BundleCard(
@@ -106,6 +106,6 @@ def predictor_of(network_of: Callable[[str], ExamNetwork]) -> Callable[[str], Pr
         with pytest.MonkeyPatch.context() as patch:
             loaded = Bundle(card=card, network=network, path=Path("none"))
             patch.setattr(predictor_module, "load_bundle", lambda _: loaded)
-            return Predictor(Path("none"), "cpu", **more)
+            return Predictor(Path("none"), "cpu", runtime=runtime, **more)
 
     return make

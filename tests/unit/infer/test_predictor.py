@@ -48,7 +48,7 @@ def test_the_same_volume_gives_the_same_answer(
 ) -> None:
     volume = make_volume()
     first, again = predictor.predict(volume), predictor.predict(volume)
-    fresh = Predictor(bundle_path, "cpu", batch_size=4).predict(volume)
+    fresh = Predictor(bundle_path, "cpu", runtime="pytorch", batch_size=4).predict(volume)
     for other in (again, fresh):
         np.testing.assert_array_equal(first.feat_zd, other.feat_zd)
         assert first.prediction.exam_probability == other.prediction.exam_probability
@@ -61,7 +61,7 @@ def test_batches_do_not_change_the_answer(
     volume = make_volume()
     reference = predictor.predict(volume)
     for size in (1, 7, 64):
-        other = Predictor(bundle_path, "cpu", batch_size=size).predict(volume)
+        other = Predictor(bundle_path, "cpu", runtime="pytorch", batch_size=size).predict(volume)
         np.testing.assert_allclose(other.feat_zd, reference.feat_zd, atol=1e-4)
         assert other.prediction.pe_probability == pytest.approx(
             reference.prediction.pe_probability, abs=1e-4
@@ -131,7 +131,9 @@ def test_stored_thresholds_and_temperatures_are_used(
     )
     now = datetime(2026, 1, 1, tzinfo=UTC)
     save_bundle(tmp_path / "b", bundle.network.state_dict(), card, created_at=now)
-    other = Predictor(tmp_path / "b", "cpu", batch_size=4).predict(volume).prediction
+    other = (
+        Predictor(tmp_path / "b", "cpu", runtime="pytorch", batch_size=4).predict(volume).prediction
+    )
     assert plain.pe_probability != 0.5
     assert abs(other.pe_probability - 0.5) < abs(plain.pe_probability - 0.5)
     assert other.model.sha256 != plain.model.sha256
