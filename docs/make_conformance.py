@@ -231,7 +231,8 @@ def all_codes() -> list[Any]:
 
 KIND_WORDS = {
     ResultKind.SR: "Structured report (TID 1500); always",
-    ResultKind.NARRATIVE: "Narrative report (TID 2000); by configuration",
+    ResultKind.NARRATIVE: "Narrative report (TID 2000); by configuration; as Comprehensive 3D SR "
+    "in the structured report's series where it is made only if that marks no place",
     ResultKind.SUMMARY: "Summary capture; always",
     ResultKind.HEATMAP: "Heatmap capture, one for each key slice; positive and shown indeterminate",
     ResultKind.KEY_OBJECTS: "Key object selection of the key slices; by configuration",
@@ -243,39 +244,48 @@ AIR = (
         "Results as Comprehensive 3D SR with TID 1500 as its root template",
         "MONAI Deploy App SDK's source, on AIR Rev. 1.1",
         "met: `SR` is that; also read by PixelMed's validator and dsrdump",
-        "tests/unit/report/test_sr.py, test_validators.py",
+        "tests/unit/report/test_sr.py: `test_what_is_known_of_ihe_air_is_met_by_every_report`, "
+        "`test_highdicom_reads_every_report`; test_validators.py: "
+        "`test_every_object_of_every_outcome` (long), `test_dsrdump_renders_the_report`",
     ),
     (
         "Procedure Reported (121058, DCM) names the imaging procedure, not the algorithm",
         "same",
-        "met: a LOINC code of the CT procedure, by configuration of the code",
-        "tests/unit/report/test_sr.py",
+        "met: 25045-6 LN, which names a CT but no body region; a site can configure a closer code, "
+        "such as 36147-7 LN, which PixelMed's validator of 2022 does not know",
+        "tests/unit/report/test_sr.py: `test_what_is_known_of_ihe_air_is_met_by_every_report`; test_validators.py: "
+        "`test_pixelmed_finds_an_error_where_there_is_one` (long)",
     ),
     (
         "Each algorithm in Contributing Equipment Sequence (0018,A001): purpose, Manufacturer, "
         "Manufacturer's Model Name, Software Versions, Device UID (AIR 6.5.3.1)",
         "same; it quotes a placeholder of Rev. 1.1 as code of the purpose",
         "met as to the attributes; the purpose is coded 109102 DCM, Processing Equipment, in "
-        "place of the placeholder",
-        "tests/unit/report/test_sr.py",
+        "place of the placeholder; where no network ran, the program itself is named",
+        "tests/unit/report/test_sr.py: `test_what_is_known_of_ihe_air_is_met_by_every_report`",
     ),
     (
         "Device UID changes each time a model is modified, for example by training",
         "same",
         "met: derived from the digest of the weights and the program's version",
-        "tests/unit/report/test_sr.py",
+        "tests/unit/report/test_sr.py: `test_device_uid_changes_with_the_weights`",
     ),
     (
         "Not attested by a person: Verification Flag UNVERIFIED",
         "same",
         "met; also PRELIMINARY",
-        "tests/unit/report/test_sr.py",
+        "tests/unit/report/test_sr.py: `test_what_is_known_of_ihe_air_is_met_by_every_report`, "
+        "`test_highdicom_reads_every_report`",
     ),
     (
         "Sample SRs validate in PixelMed without errors (Connectathon preparation)",
         "Gazelle, AIR sample exchange page",
-        "met but for one quirk of that validator with a single coordinate, which the test names",
-        "tests/unit/report/test_validators.py",
+        "met by the coded report and the key object selection, for every outcome and a re-run, on "
+        "headers of a phantom and of six real images: no error (warnings: content items of our own "
+        "that the templates do not list). The narrative: none under the title and section codes "
+        "that the validator of 2022 knows; its own are newer",
+        "tests/unit/report/test_validators.py: `test_every_object_of_every_outcome`, "
+        "`test_pixelmed_finds_no_error` (long)",
     ),
     (
         "Primitives an Evidence Creator may encode: qualitative findings, measurements, locations, "
@@ -284,7 +294,9 @@ AIR = (
         "encoded: qualitative findings, measurements (scores, certainty), locations (peak), "
         "regions (outline), parametric map (by configuration), tracking identifiers, image "
         "references. Not: segmentations",
-        "tests/unit/report/test_sr.py, test_optional_objects.py",
+        "tests/unit/report/test_sr.py: `test_every_number_code_and_reference_is_read_back_equal`, "
+        "`test_highdicom_reads_every_report`; test_optional_objects.py: "
+        "`test_the_map_holds_the_heatmaps_on_their_slices`",
     ),
     (
         "A narrative description of the implementation accompanies the samples",
@@ -504,6 +516,11 @@ Tested against DCMTK's dcmqrscp and Orthanc.
 By configuration (`type = "ups"`): Create Workitem (POST), Change Workitem State (PUT), Update
 Workitem (POST), Retrieve Workitem (GET) after a conflict; media type `application/dicom+json`.
 Scheduled Procedure Step Priority (0074,1200) is the triage priority; LOW where there is none.
+Before a reading task is created, Search (GET) by StudyInstanceUID,
+ReferencedRequestSequence.StudyInstanceUID and, where known, ReferencedRequestSequence.AccessionNumber;
+what is found is retrieved. One that is SCHEDULED, of the same patient and study, with the workitem
+code 110005 DCM gets a higher priority by Update Workitem without a Transaction UID (PS3.4 Section
+CC.2.6.2), and none is created. One IN PROGRESS is left alone, and the delivery ends as WARNING.
 Tested against a small UPS-RS server of the test suite only: no free one was at hand.
 
 ### A.4.3 Network interfaces
