@@ -144,6 +144,8 @@ def _procedure(
         f"Automatic triage of CT pulmonary angiography, run {study.run}, by {settings.model_name} "
         f"{settings.software_version}: {model_words(result.model)}. Not for diagnostic use."
     )
+    if result.series_choice:
+        yield f"Series chosen: {result.series_choice}."
     if result.model:
         yield f"Intended use: {INTENDED_USE_WORDS[result.model.intended_use]}."
     yield f"Priority policy {settings.policy.name}: {'; '.join(settings.policy.describe())}."

@@ -307,7 +307,9 @@ def seated(scene: Scene, header: Dataset, kind: str, **changes: Any) -> tuple[Sc
 
 
 CASES: dict[str, Callable[[Scene], TriageResult]] = {
-    "positive": lambda s: s.result("POSITIVE"),
+    "positive": lambda s: replace(
+        s.result("POSITIVE"), series_choice="best of 2 eligible series: thinner slices, 24 slices"
+    ),
     "positive-uncalibrated": lambda s: s.result("POSITIVE", calibrated=False, keys=2),
     "negative": lambda s: s.result("NEGATIVE"),
     "indeterminate": lambda s: s.result("INDETERMINATE", keys=2),

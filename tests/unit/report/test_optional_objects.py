@@ -41,6 +41,7 @@ def test_the_narrative_says_everything_in_words(case):
     assert f"Priority: {result.priority.value if result.priority else 'none assigned'}." in said
     if result.reason:
         assert f"Reason: {result.reason}." in said
+    assert ("Series chosen: " in said) is (result.series_choice is not None)
     if result.prediction is None:
         assert "score" not in said
         assert "probability" not in said

@@ -42,6 +42,7 @@ def test_every_number_code_and_reference_is_read_back_equal(case, tmp_path):
     assert document["outcome"] == result.outcome.value
     assert document["state"] == ("NOT_EVALUATED" if name == "not-evaluated" else "DONE")
     assert document["reason"] == result.reason
+    assert document["series_choice"] == result.series_choice
     assert document["priority"] == (result.priority.value if result.priority else None)
     assert document["series_uid"] == result.series_uid
     assert document["instances"] == len(result.sop_instance_uids)
