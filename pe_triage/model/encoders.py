@@ -69,7 +69,8 @@ class Encoder(nn.Module):
         """Return the embeddings (n, d)."""
         return self.embed_maps(self.maps(images))
 
-    def _normal(self, images: Tensor) -> Tensor:
+    def normal(self, images: Tensor) -> Tensor:
+        """Return images [0, 1] as the backbone takes them."""
         return (images - self.mean) / self.std
 
 
@@ -94,7 +95,7 @@ class SliceEncoder(Encoder):
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the last feature map (n, d, h, w) of images (n, c, rows, columns)."""
-        x = self._normal(images)
+        x = self.normal(images)
         cut = not self._whole
         maps: Tensor = self.backbone(x)[0] if cut else self.backbone.forward_features(x)
         return maps
@@ -123,14 +124,20 @@ def _cut(spec: ModelSpec) -> tuple[Any, int]:
 
 def _joined(spec: ModelSpec) -> tuple[Any, int]:
     """Build the backbone with two of its maps joined, and say the channels of the joint map."""
-    return JoinedBackbone(spec), spec.join_dim
+    return JoinedBackbone(spec), spec.join_dim + spec.evidence
+
+
+EVIDENCE_GAIN: Final = 64.0
+"""Probabilities are stored in the map times this: their means over a thousand cells stay numbers of
+the size that heads and sequence models expect."""
 
 
 class JoinedBackbone(nn.Module):
     """A timm backbone whose coarser map, enlarged, is joined to a finer one.
 
     ReLU makes a feature exactly zero where there is nothing to say, so that the mean over hundreds
-    of cells is not drowned in small values of the many that show no clot.
+    of cells is not drowned in small values of the many that show no clot. Where the spec asks for
+    evidence, probabilities by cell stand beside the features, as further channels of the map.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -146,13 +153,28 @@ class JoinedBackbone(nn.Module):
         self.join = nn.Conv2d(sum(self.trunk.feature_info.channels()), spec.join_dim, 1, bias=False)
         self.norm = nn.BatchNorm2d(spec.join_dim)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return a list of the one map, as timm does for one stage."""
+        self.cells = nn.Conv2d(spec.join_dim, spec.evidence, 1) if spec.evidence else None
+
+    def joint(self, x: Tensor) -> Tensor:
+        """Return the joined features (n, join_dim, h, w)."""
         fine, coarse = self.trunk(x)
         # Cell j of the coarse map and cell j * factor of the fine one are centred on one pixel.
         wide = nn.functional.interpolate(coarse, scale_factor=float(self._factor), mode="nearest")
         wide = wide[..., : fine.shape[-2], : fine.shape[-1]]
-        return [torch.relu(self.norm(self.join(torch.cat([fine, wide], dim=1))))]
+        return torch.relu(self.norm(self.join(torch.cat([fine, wide], dim=1))))
+
+    def whole_map(self, joint: Tensor) -> Tensor:
+        """Put the evidence beside joined features: (n, join_dim + evidence, h, w)."""
+        return joint if self.cells is None else self.with_evidence(joint, self.cells(joint))
+
+    @staticmethod
+    def with_evidence(joint: Tensor, logits: Tensor) -> Tensor:
+        """Put probabilities of logits (n, evidence, h, w) beside joined features."""
+        return torch.cat([joint, EVIDENCE_GAIN * torch.sigmoid(logits)], dim=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return a list of the one map, as timm does for one stage."""
+        return [self.whole_map(self.joint(x))]
 
 
 class WindowEncoder(Encoder):
@@ -169,7 +191,7 @@ class WindowEncoder(Encoder):
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the last feature map (n, d, t, h, w) of windows (n, c, slices, rows, columns)."""
-        maps: Tensor = self.backbone(self._normal(images))
+        maps: Tensor = self.backbone(self.normal(images))
         return maps
 
 
@@ -216,7 +238,7 @@ class PlainEncoder(Encoder):
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the last feature map (n, channels, h, w) of images (n, c, rows, columns)."""
-        maps: Tensor = self.backbone(self._normal(images))
+        maps: Tensor = self.backbone(self.normal(images))
         return maps
 
     def embed_maps(self, maps: Tensor) -> Tensor:

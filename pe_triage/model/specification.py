@@ -95,6 +95,10 @@ class ModelSpec:
         the grid of `stride`, and both become `join_dim` channels by a 1 x 1 convolution with batch
         normalisation and ReLU: fine cells that know their surroundings (after Lin et al. 2017,
         Feature Pyramid Networks).
+    evidence
+        Further channels of a joined map: probabilities, cell by cell, of as many findings that
+        training taught on masks. Their mean over the cells is a count of finding, which the mean
+        of unbounded features drowns. 0: none.
     conv_channels
         Of the plain CNN's layers; empty for other backbones.
     embedding_dim
@@ -142,6 +146,7 @@ class ModelSpec:
     lung: str = "none"
     join_stride: int = 0
     join_dim: int = 0
+    evidence: int = 0
     conv_channels: tuple[int, ...] = ()
     embedding_dim: int = 0
     image_outputs: str = "unit"
@@ -306,6 +311,7 @@ _COUNTS: Final[Mapping[str, int]] = {
     "embedding_dim": 0,
     "sequence_length": 0,
     "join_dim": 0,
+    "evidence": 0,
 }
 """Whole numbers, each with the least that it may be."""
 
@@ -355,6 +361,7 @@ _RULES: Final = (
         lambda s: s.backbone != R3D18 or s.stride == 16,
         f"the stride of {R3D18} is 16",
     ),
+    (lambda s: bool(s.join_stride) or not s.evidence, "evidence needs a join_stride"),
     (
         lambda s: bool(s.join_stride) == bool(s.join_dim),
         "join_stride and join_dim go together",

@@ -28,7 +28,7 @@ PATCHES_PER_SPECIMEN: Final = 16
 SPECIMENS_PER_STEP: Final = 4
 SLICES_PER_EXAM: Final = 8
 CHEST: Final = (0.55, 0.8)
-"""Rows and columns of a crop of the chest, as shares of the slice: its arteries, half its pixels."""
+"""Rows and columns of a crop of the chest, as shares of the slice: half its pixels."""
 EXAMS_PER_STEP: Final = 4
 _JITTER: Final = 32
 _NEAR_MM: Final = 15.0

@@ -47,7 +47,7 @@ from pe_triage.training.demonstration.drawing import Make, draw_all
 from pe_triage.training.demonstration.exams import embed, exam_path, make_exam, read_exam
 from pe_triage.training.demonstration.seeds import SeedPart, Seeds
 from pe_triage.training.demonstration.specimens import make_specimen
-from pe_triage.training.demonstration.stages import PatchStage, SliceStage
+from pe_triage.training.demonstration.stages import KINDS, PatchStage, SliceStage
 from pe_triage.training.distributed import World
 from pe_triage.training.evaluate import Options, evaluate
 from pe_triage.training.loop import CHECKPOINT_NAME, StagePlan, run_stage
@@ -62,6 +62,7 @@ SPEC: Final = ModelSpec(
     stride=8,
     join_stride=16,
     join_dim=128,
+    evidence=len(KINDS),
     size=320,
     standardise=True,
     stage1=Schedule(

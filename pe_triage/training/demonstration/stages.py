@@ -4,8 +4,8 @@ Axes: ``n`` patches or slices, ``k`` kinds (`KINDS`), ``h w`` cells of the last 
 
 The voxel truth of phantoms teaches three things that slice labels alone teach slowly: where clots
 are (a loss on the coarse grid of cells), what kind they are, and how wide the ventricles are. All
-of it is read from the same features by linear heads which are then dropped; only the heads of
-`model.network.SliceHeads` stay.
+of it is read from the same features by linear heads. The loss on cells teaches the encoder's own
+evidence; the other heads are dropped in the end, but for those of `model.network.SliceHeads`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pe_triage.model.encoders import JoinedBackbone
 from pe_triage.model.network import ExamNetwork
 from pe_triage.training.attention import clot_cells
 from pe_triage.training.demonstration.batches import PatchBatch, SliceBatch
@@ -31,21 +32,6 @@ CELL_PIXELS: Final = 3.0
 _GAMMA: Final = 2.0
 _PRIOR: Final = -4.0
 _FACT_SCALE: Final = (0.2, 100.0, 3.0)
-
-
-class DenseHead(nn.Module):
-    """Logits (n, k, h, w) of each kind at each cell."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.cells = nn.Conv2d(dim, len(KINDS), 1)
-        # Clots are rare: began at one half, the first steps would teach nothing but that.
-        nn.init.constant_(self.cells.bias, _PRIOR)  # type: ignore[arg-type]
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Read the last feature maps (n, d, h, w)."""
-        logits: Tensor = self.cells(maps)
-        return logits
 
 
 def cell_truth(what_nyx: Tensor, network: ExamNetwork, cells_hw: tuple[int, int]) -> Tensor:
@@ -85,29 +71,46 @@ class _Stage(nn.Module):
     def __init__(self, network: ExamNetwork, precision: torch.dtype) -> None:
         super().__init__()
         self.encoder = network.encoder
-        self.dense = DenseHead(network.encoder.dim)
-        self._network = [network]  # in a list: no module of ours, its stage 2 stays out
+        backbone = network.encoder.backbone
+        assert isinstance(backbone, JoinedBackbone)
+        self._backbone = [backbone]  # in a list: it is registered once, with the encoder
+        self._network = [network]  # and stage 2 not at all
         self._precision = precision
 
-    def _maps(self, hu: Tensor) -> Tensor:
+    def _see(self, hu: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last feature maps, and the logits of their evidence (n, k, h, w)."""
         images = windowed(self._network[0].spec, hu.float()[:, None])
         images = images.contiguous(memory_format=torch.channels_last)
+        backbone = self._backbone[0]
         with torch.autocast(
             images.device.type, self._precision, enabled=self._precision != torch.float32
         ):
-            return self.encoder.maps(images).float()
+            joint = backbone.joint(self.encoder.normal(images))
+        joint = joint.float()
+        assert backbone.cells is not None
+        logits = backbone.cells(joint)
+        return backbone.with_evidence(joint, logits), logits
 
-    def _dense(self, maps: Tensor, what: Tensor, kinds: int) -> Tensor:
-        truth = cell_truth(what, self._network[0], (maps.shape[-2], maps.shape[-1]))
-        return dense_loss(self.dense(maps)[:, :kinds], truth[:, :kinds])
+    def _dense(self, logits: Tensor, what: Tensor, kinds: int) -> Tensor:
+        truth = cell_truth(what, self._network[0], (logits.shape[-2], logits.shape[-1]))
+        return dense_loss(logits[:, :kinds], truth[:, :kinds])
 
 
 class PatchStage(_Stage):
     """Takes a `PatchBatch`, returns (weighted loss, weight)."""
 
+    def __init__(self, network: ExamNetwork, precision: torch.dtype) -> None:
+        super().__init__(network, precision)
+        cells = self._backbone[0].cells
+        assert cells is not None
+        assert cells.bias is not None
+        # Clots are rare: began at one half, the first steps would teach nothing but that.
+        nn.init.constant_(cells.bias, _PRIOR)
+
     def forward(self, batch: PatchBatch) -> Tensor:
         """Return (weighted loss, weight)."""
-        loss = self._dense(self._maps(batch.hu), batch.what, PATCH_KINDS)
+        _, logits = self._see(batch.hu)
+        loss = self._dense(logits, batch.what, PATCH_KINDS)
         weight = loss.new_tensor(float(len(batch.hu)))
         return torch.stack([loss * weight, weight])
 
@@ -122,14 +125,14 @@ class SliceStage(_Stage):
     def __init__(self, network: ExamNetwork, precision: torch.dtype) -> None:
         super().__init__(network, precision)
         self.slice_heads = network.slice_heads
-        self.normal = nn.BatchNorm1d(network.encoder.dim, affine=False, momentum=0.02)
+        self.normal = nn.BatchNorm1d(network.encoder.dim, affine=False, momentum=0.02, eps=1e-6)
         self.kinds = nn.Linear(network.encoder.dim, len(KINDS))
         self.facts = nn.Linear(network.encoder.dim, len(FACTS) + 1)
 
     def forward(self, batch: SliceBatch) -> Tensor:
         """Return (weighted loss, weight)."""
-        maps = self._maps(batch.hu)
-        dense = self._dense(maps, batch.what, len(KINDS))
+        maps, logits = self._see(batch.hu)
+        dense = self._dense(logits, batch.what, len(KINDS))
         feat = self.normal(self.encoder.embed_maps(maps))
         image, exam = self.slice_heads(feat)
         b = len(batch.exam_bl)

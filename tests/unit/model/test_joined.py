@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pe_triage.errors import BundleError
+from pe_triage.model.encoders import EVIDENCE_GAIN
 from pe_triage.model.network import ExamNetwork
 from pe_triage.model.specification import ModelSpec
 
@@ -43,6 +44,20 @@ def test_what_stands_at_a_fine_cell_moves_the_cell_that_is_centred_on_it(
     assert divmod(int(change.argmax()), 8) == (4, 6)
 
 
+@torch.inference_mode()
+def test_evidence_stands_beside_the_features_as_probabilities() -> None:
+    torch.manual_seed(1)
+    shown = ExamNetwork(replace(JOINED, evidence=2)).eval()
+    images = torch.rand(2, 3, 64, 64)
+    maps = shown.encoder.maps(images)
+    assert shown.embedding_dim == 14
+    assert maps.shape == (2, 14, 8, 8)
+    backbone = shown.encoder.backbone
+    joint = backbone.joint(shown.encoder.normal(images))
+    torch.testing.assert_close(maps[:, :12], joint)
+    torch.testing.assert_close(maps[:, 12:] / EVIDENCE_GAIN, torch.sigmoid(backbone.cells(joint)))
+
+
 def test_a_size_that_only_the_fine_stride_divides_still_joins() -> None:
     odd = ExamNetwork(replace(JOINED, size=72)).eval()
     assert odd.encoder.maps(torch.rand(1, 3, 72, 72)).shape == (1, 12, 9, 9)
@@ -72,6 +87,7 @@ def test_the_spec_goes_to_json_and_back_and_old_specs_keep_their_identity() -> N
     [
         ({"join_dim": 0}, "go together"),
         ({"join_stride": 0}, "go together"),
+        ({"join_stride": 0, "join_dim": 0, "evidence": 2}, "evidence needs"),
         ({"stride": 16}, "coarser than stride"),
         ({"join_stride": 24}, "join_stride must be one of"),
         ({"standardise": 1}, "standardise must be true or false"),

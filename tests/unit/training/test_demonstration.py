@@ -143,9 +143,9 @@ def test_folded_heads_read_plain_embeddings_as_before(network: ExamNetwork) -> N
     assert stage.normal.running_mean is not None
     assert stage.normal.running_var is not None
     with torch.no_grad():
-        stage.normal.running_mean.copy_(torch.linspace(0, 1, 8))
-        stage.normal.running_var.copy_(torch.linspace(0.01, 2, 8))
-        feat = torch.rand(5, 8)
+        stage.normal.running_mean.copy_(torch.linspace(0, 1, network.encoder.dim))
+        stage.normal.running_var.copy_(torch.linspace(0.01, 2, network.encoder.dim))
+        feat = torch.rand(5, network.encoder.dim)
         before = stage.slice_heads(stage.normal(feat))
         stage.fold()
         after = stage.slice_heads(feat)
