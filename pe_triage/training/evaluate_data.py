@@ -39,9 +39,9 @@ class LabelledStudy:
     Attributes
     ----------
     exam_truth
-        Label to 0 or 1, for all of `EXAM_LABELS`.
+        Label to 0, 1, or -1 for unknown, for all of `EXAM_LABELS`.
     slice_truth
-        SOP Instance UID to 0 or 1.
+        SOP Instance UID to 0, 1, or -1 for unknown.
     files
         Its images.
     detail

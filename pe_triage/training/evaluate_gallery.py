@@ -26,6 +26,7 @@ KINDS: Final[Mapping[str, str]] = {
     "true_negative": "Rightly negative: the closest calls first",
 }
 """In the order of the report."""
+_IN_TRUTH: Final[Mapping[int, str]] = {1: "PE", 0: "no PE", -1: "unknown"}
 SHOWN: Final = 4
 """Slices shown of an exam."""
 
@@ -100,7 +101,7 @@ def make_case(
             "mask_yx": None if mask_zyx is None else mask_zyx[key.z],
             "peak_yx": key.peak_yx,
             "title": f"slice {key.z + 1} of {len(uids)}\np {probability_z[key.z]:.2f}, "
-            f"{'PE' if truth_z[key.z] else 'no PE'} in truth",
+            f"{_IN_TRUTH[int(truth_z[key.z])]} in truth",
         }
         for key in keys
     ]
@@ -109,7 +110,7 @@ def make_case(
         row=row,
         study_uid=study.study_uid,
         pe=float(table.pe_s[row]),
-        truth=tuple(label for label in EXAM_LABELS if study.exam_truth[label]),
+        truth=tuple(label for label in EXAM_LABELS if study.exam_truth[label] == 1),
         traits=tuple(sorted(traits(study))),
         picture_png=figures.slices_with_heatmaps(items, volume.spacing_mm[1:]),
         scan_svg=figures.along_the_scan(
@@ -132,7 +133,7 @@ def slices_to_show(
         choose_slices(prediction.slice_probability_z, prediction.attention_z, spacing_z_mm, SHOWN)
     )[:SHOWN]
     positive = np.flatnonzero(truth_z == 1)
-    if len(positive) and not any(truth_z[z] for z in chosen):
+    if len(positive) and not (truth_z[chosen] == 1).any():
         if mask_zyx is not None:
             best = int(positive[np.argmax(mask_zyx[positive].sum(axis=(1, 2)))])
         else:

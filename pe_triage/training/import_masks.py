@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from pe_triage.domain import IMAGE_LABEL, CtVolume
 from pe_triage.errors import InputError, PeTriageError
 from pe_triage.imaging.geometry import InPlane
+from pe_triage.training.converted import BadSourceError
 from pe_triage.training.mask_sources import (
-    BadSourceError,
     ImportedExam,
     SourceCase,
     cad_pe_cases,

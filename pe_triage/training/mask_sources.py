@@ -15,7 +15,6 @@ neither data set was at hand.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import re
@@ -28,16 +27,14 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
-from pe_triage.errors import ImagingError, InputError, InvalidInstanceError, PermanentError
+from pe_triage.errors import ImagingError, InputError, InvalidInstanceError
 from pe_triage.imaging.facts import read_instance
+from pe_triage.training.converted import BadSourceError, check_hu, source_uid, write_series
 from pe_triage.training.rspect import IMAGES_NAME, SUFFIX
 
 MASK_VARIABLE: Final = "Mask"
-AIR_BELOW_HU: Final = -500
-"""An image of a chest in Hounsfield units holds air; one that does not is in another unit."""
+CAD_PE: Final = "CAD-PE"
 _FUMPE_CASE: Final = re.compile(r"PAT\d+", re.IGNORECASE)
 _REFERENCE: Final = re.compile(r"(.+)RefStd\.nrrd", re.IGNORECASE)
 _TO_LPS: Final[Mapping[str, tuple[int, int, int]]] = {
@@ -49,10 +46,6 @@ _TO_LPS: Final[Mapping[str, tuple[int, int, int]]] = {
     "las": (1, -1, 1),
 }
 Bits = NDArray[np.bool_]
-
-
-class BadSourceError(PermanentError):
-    """A case that cannot be imported; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,24 +198,14 @@ def _place_cad_pe(path: Path, reference: Path | None, tree: Path) -> ImportedExa
     clots_xyz, _ = _read_nrrd(reference)
     if clots_xyz.shape != hu_xyz.shape:
         raise BadSourceError("image and reference differ in size")
-    if hu_xyz.dtype.kind not in "iu" or hu_xyz.min() < -32768 or hu_xyz.max() > 32767:
-        raise BadSourceError("values that do not fit 16 bits")
-    if hu_xyz.min() > AIR_BELOW_HU:
-        raise BadSourceError(f"no value below {AIR_BELOW_HU}: not in Hounsfield units")
+    check_hu(hu_xyz)
     axes_mm, origin_mm = _geometry(header)
-    study_uid, series_uid = _uid("study", path.stem), _uid("series", path.stem)
-    into = _fresh_folder(tree, study_uid, series_uid)
-    mask_of: dict[str, Bits] = {}
-    for z in range(hu_xyz.shape[2]):
-        uid = _uid("image", path.stem, str(z))
-        ds = _slice(hu_xyz[:, :, z].T, axes_mm, origin_mm + z * axes_mm[2])
-        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = study_uid, series_uid, uid
-        ds.FrameOfReferenceUID = _uid("frame", path.stem)
-        ds.PatientID = ds.PatientName = f"CAD-PE {path.stem}"
-        ds.InstanceNumber = z + 1
-        ds.file_meta.MediaStorageSOPInstanceUID = UID(uid)
-        ds.save_as(into / f"{uid}{SUFFIX}", enforce_file_format=True)
-        mask_of[uid] = clots_xyz[:, :, z].T > 0
+    study_uid, series_uid = (source_uid(CAD_PE, kind, path.stem) for kind in ("study", "series"))
+    uids = write_series(
+        hu_xyz, axes_mm, origin_mm, _fresh_folder(tree, study_uid, series_uid), source=CAD_PE,
+        name=path.stem, patient=f"{CAD_PE} {path.stem}", derivation="Converted from NRRD",
+    )  # fmt: skip
+    mask_of = {uid: clots_xyz[:, :, z].T > 0 for z, uid in enumerate(uids)}
     return ImportedExam(study_uid=study_uid, series_uid=series_uid, mask_of=mask_of)
 
 
@@ -253,42 +236,6 @@ def _geometry(header: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[n
     ):
         raise BadSourceError("its header does not say where it lies in the patient")
     return axes_mm, origin_mm
-
-
-def _slice(
-    hu_yx: NDArray[Any], axes_mm: NDArray[np.float64], at_mm: NDArray[np.float64]
-) -> Dataset:
-    """Make a CT image of what is known, without identifiers (PS3.3 A.3)."""
-    step_x, step_y, step_z = np.linalg.norm(axes_mm, axis=1)
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = CTImageStorage
-    ds.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-    ds.Modality = "CT"
-    ds.DerivationDescription = "Converted from NRRD"
-    ds.ImagePositionPatient = [_decimal(v) for v in at_mm]
-    ds.ImageOrientationPatient = [_decimal(v) for v in (*axes_mm[0] / step_x, *axes_mm[1] / step_y)]
-    ds.PixelSpacing = [_decimal(step_y), _decimal(step_x)]
-    ds.SliceThickness = _decimal(step_z)  # the distance of slices: the thickness is not known
-    ds.Rows, ds.Columns = hu_yx.shape
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.BitsAllocated = ds.BitsStored = 16
-    ds.HighBit, ds.PixelRepresentation = 15, 1
-    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", "1", "HU"
-    ds.PixelData = np.ascontiguousarray(hu_yx, dtype="<i2").tobytes()
-    return ds
-
-
-def _decimal(value: float) -> str:
-    """Write a number in the 16 characters of a Decimal String (PS3.5 section 6.2)."""
-    return next(text for d in range(10, 0, -1) if len(text := f"{value:.{d}g}") <= 16)
-
-
-def _uid(*words: str) -> str:
-    """Return the UID of a thing of CAD-PE, the same every time (PS3.5 section B.2: 2.25.)."""
-    digest = hashlib.sha256("|".join(("CAD-PE", *words)).encode()).hexdigest()
-    return f"2.25.{int(digest[:32], 16)}"
 
 
 def _case_key(name: str) -> str:
