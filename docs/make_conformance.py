@@ -231,8 +231,7 @@ def all_codes() -> list[Any]:
 
 KIND_WORDS = {
     ResultKind.SR: "Structured report (TID 1500); always",
-    ResultKind.NARRATIVE: "Narrative report (TID 2000); by configuration; as Comprehensive 3D SR "
-    "in the structured report's series where it is made only if that marks no place",
+    ResultKind.NARRATIVE: "Narrative report (TID 2000); by configuration",
     ResultKind.SUMMARY: "Summary capture; always",
     ResultKind.HEATMAP: "Heatmap capture, one for each key slice; positive and shown indeterminate",
     ResultKind.KEY_OBJECTS: "Key object selection of the key slices; by configuration",

@@ -77,16 +77,9 @@ def build_narrative(
 ) -> ResultObject:
     """Build and encode the report in words; for every outcome.
 
-    Where it is made only because the coded report marks no place, it stands in that one's series
-    as a later instance of the same SOP class: of those OHIF shows the last, and a coded report
-    without a region is black there. Else it is an Enhanced SR in a series of its own.
-
     `predecessors` are the coded reports of earlier runs, named in words only: a predecessor
     document would have to be of this kind.
     """
-    together = settings.narrative == UNMARKED
-    kind = ResultKind.SR if together else ResultKind.NARRATIVE
-    make = hd.sr.Comprehensive3DSR if together else hd.sr.EnhancedSR
     root = hd.sr.ContainerContentItem(name=TITLE, template_id="2000")
     content: list[hd.sr.ContentItem] = [
         *hd.sr.LanguageOfContentItemAndDescendants(_ENGLISH),
@@ -99,21 +92,19 @@ def build_narrative(
         ),
     ]
     root.ContentSequence = hd.sr.ContentSequence(content, is_root=False)
-    ds = make(
+    ds = hd.sr.EnhancedSR(
         evidence=evidence_of(result, study, headers, source),
         content=root,
-        series_instance_uid=result_uid(
-            result, study, "series/sr" if together else "series/narrative"
-        ),
-        series_number=settings.series_number_of(kind),
+        series_instance_uid=result_uid(result, study, "series/narrative"),
+        series_number=settings.series_number_of(ResultKind.NARRATIVE),
         sop_instance_uid=result_uid(result, study, "narrative"),
-        instance_number=study.run + together,
+        instance_number=study.run,
         manufacturer=settings.manufacturer,
         is_complete=True,
         is_final=False,
         is_verified=False,
         performed_procedure_codes=[settings.procedure_reported],
-        series_description=series_description(result, kind),
+        series_description=series_description(result, ResultKind.NARRATIVE),
         specific_character_set=CHARACTER_SET,
     )
     return finish_document(

@@ -56,30 +56,11 @@ def test_the_narrative_says_everything_in_words(case):
     assert (ds.CompletionFlag, ds.VerificationFlag) == ("COMPLETE", "UNVERIFIED")
 
 
-def test_a_narrative_beside_every_report_is_an_enhanced_sr_in_its_own_series(case):
+def test_the_narrative_is_an_enhanced_sr_in_its_own_series(case):
     report, narrative = opened(case.results, "sr"), opened(case.results, "narrative")
     assert narrative.SOPClassUID.name == "Enhanced SR Storage"
     for keyword in ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription"):
         assert narrative[keyword].value != report[keyword].value
-
-
-@pytest.mark.parametrize("kind", ["NEGATIVE", "NOT_EVALUATED"])
-def test_where_nothing_is_marked_the_narrative_is_the_last_of_the_reports_series(
-    scene, kind, monkeypatch
-):
-    # Of one SOP class in a series OHIF shows the last instance; without a region it is black.
-    monkeypatch.setattr("pe_triage.report.results.build_captures", lambda **_: [])
-    settings = ReportSettings(narrative="unmarked")
-    results = scene.build(scene.result(kind), settings=settings)
-    report, narrative = opened(results, "sr"), opened(results, "narrative")
-    assert not any(i.get("ValueType") == "SCOORD" for i in walk(report))
-    for keyword in ("SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription",
-                    "Modality"):  # fmt: skip
-        assert narrative[keyword].value == report[keyword].value
-    assert narrative.SOPInstanceUID != report.SOPInstanceUID
-    assert narrative.InstanceNumber > report.InstanceNumber
-    assert narrative.ContentTemplateSequence[0].TemplateIdentifier == "2000"
-    assert NOTICE in words(narrative)
 
 
 @pytest.mark.parametrize("choice", [True, False, "unmarked"])

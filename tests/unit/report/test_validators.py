@@ -14,7 +14,6 @@ import pytest
 from pydicom.sr.coding import Code
 
 from pe_triage.domain import ResultSet
-from pe_triage.report import ReportSettings
 from tests.support.peers import require_program
 from tests.support.validators import PixelMed, dciodvfy_errors, narrative_of_2022
 from tests.unit.report.conftest import EVERYTHING, NAMES, make_scene, renamed, seated
@@ -147,18 +146,6 @@ def test_pixelmed_finds_no_error_with_one_place_or_none(scene, tmp_path, placed,
     path = write_all(tmp_path, scene.report(replace(result, key_slices=keys)))[0]
     assert pixelmed.complaints(path) == []
     assert dciodvfy_errors(path) == []
-
-
-@pytest.mark.long
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", ["NEGATIVE", "INDETERMINATE", "NOT_EVALUATED"])
-def test_a_narrative_in_the_reports_series(scene, kind, tmp_path, pixelmed):
-    scene.settings = ReportSettings(narrative="unmarked")
-    results = scene.build(replace(scene.result(kind), key_slices=()))
-    for path in write_all(tmp_path, results):
-        assert dciodvfy_errors(path) == [], path.stem
-    assert [item.label for item in results.objects] == ["sr", "narrative", "summary"]
-    check_documents(pixelmed, tmp_path, results)
 
 
 OUTCOMES = ("POSITIVE", "NEGATIVE", "INDETERMINATE", "NOT_EVALUATED", "RERUN")
