@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from pe_triage.imaging.facts import read_instance
 from pe_triage.imaging.volume import load_volume
 from pe_triage.report import ReportSettings, StudyContext, build_results, make_result
 from pe_triage.report import not_evaluated as refuse
+from pe_triage.report.settings import UNMARKED, NarrativeChoice
 from tests.support.ohif import browser, ohif_pages, serve_ohif, upload
 from tests.support.orthanc import Orthanc
 
@@ -116,24 +118,54 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         yield orthanc
 
 
-def _held(archive: Orthanc, name: str, positive: bool) -> Viewed:
+def negative_result(volume: CtVolume) -> TriageResult:
+    """Return a negative answer."""
+    shown = invented_result(volume)
+    assert shown.prediction is not None
+    exam = dict.fromkeys(EXAM_LABELS, 0.03) | {"negative_exam_for_pe": 0.95}
+    count = volume.hu_zyx.shape[0]
+    prediction = replace(
+        shown.prediction,
+        exam_probability=exam,
+        pe_probability=0.05,
+        slice_probability_z=np.full(count, 0.03, np.float32),
+        findings={k: Decision.PRESENT if v > 0.5 else Decision.ABSENT for k, v in exam.items()},
+    )
+    return make_result(
+        prediction,
+        series_uid=volume.series_uid,
+        sop_instance_uids=volume.sop_instance_uids,
+        quality_control=True,
+    )
+
+
+def refusal(volume: CtVolume) -> TriageResult:
+    """Return what is said of a study that was not evaluated."""
+    return refuse("slice thickness 8 mm is above 3 mm", series_uid=volume.series_uid)
+
+
+def _held(
+    archive: Orthanc,
+    name: str,
+    answer: Callable[[CtVolume], TriageResult],
+    narrative: NarrativeChoice = UNMARKED,
+) -> Viewed:
     folder = SAMPLES / name
     volume, headers, identity = read_study(folder)
     study_uid = str(next(iter(headers.values())).StudyInstanceUID)
-    result = (
-        invented_result(volume)
-        if positive
-        else refuse("slice thickness 8 mm is above 3 mm", series_uid=volume.series_uid)
-    )
+    result = answer(volume)
     results = build_results(
         result=result,
         study=StudyContext(
-            study_uid=study_uid, run=1, manifest_digest="cd" * 32, identity=identity
+            study_uid=study_uid,
+            run=1,
+            manifest_digest=sha256(name.encode()).hexdigest(),
+            identity=identity,
         ),
         volume=volume,
         headers=headers,
         now=NOW,
-        settings=ReportSettings(narrative=True, key_objects=True, parametric_map=True),
+        settings=ReportSettings(narrative=narrative, key_objects=True, parametric_map=True),
     )
     for path in sorted(folder.glob("*.dcm")):
         # Debian's Orthanc has no JPEG-LS decoder for its own viewer.
@@ -150,13 +182,19 @@ def _held(archive: Orthanc, name: str, positive: bool) -> Viewed:
 @pytest.fixture(scope="session")
 def positive(archive: Orthanc) -> Viewed:
     """A positive study with four key slices."""
-    return _held(archive, "acute-bilateral-pe", positive=True)
+    return _held(archive, "acute-bilateral-pe", invented_result, narrative=True)
 
 
 @pytest.fixture(scope="session")
 def refused(archive: Orthanc) -> Viewed:
     """A study that was not evaluated."""
-    return _held(archive, "poor-contrast", positive=False)
+    return _held(archive, "poor-contrast", refusal)
+
+
+@pytest.fixture(scope="session")
+def negative(archive: Orthanc) -> Viewed:
+    """A negative study."""
+    return _held(archive, "negative", negative_result)
 
 
 @pytest.fixture(scope="session")

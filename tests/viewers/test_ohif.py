@@ -85,7 +85,7 @@ def test_the_report_leads_from_key_slice_to_key_slice(viewer, positive):
     assert viewer.console() == []
 
 
-@pytest.mark.parametrize("name", ["positive", "refused"])
+@pytest.mark.parametrize("name", ["positive", "negative", "refused"])
 def test_the_narrative_opens_as_text(viewer, request, name):
     held = request.getfixturevalue(name)
     viewer.open(held.study_uid)
@@ -94,7 +94,30 @@ def test_the_narrative_opens_as_text(viewer, request, name):
     text = viewer.text()
     assert "CT Chest Report" in text
     assert "Triage aid: a negative result does not exclude PE." in text
-    assert held.result.reason in text
+    assert {"positive": "PE SUSPECTED", "negative": "NO PE DETECTED",
+            "refused": "PE NOT EVALUATED"}[name] in text  # fmt: skip
+    if held.result.reason:
+        assert held.result.reason in text
+    assert viewer.console() == []
+
+
+@pytest.mark.parametrize("name", ["negative", "refused"])
+def test_a_coded_report_without_a_place_stays_black(viewer, request, name):
+    # What docs/viewers.md says of OHIF. When it no longer holds, the document is to be changed.
+    held = request.getfixturevalue(name)
+    viewer.open(held.study_uid)
+    viewer.open_series("AI triage SR")
+    assert lit(viewer.viewport(f"coded-{name}")) < 0.02
+    assert "Model score" not in viewer.text()
+
+
+def test_a_negative_study_shows_its_summary(viewer, negative):
+    viewer.open(negative.study_uid)
+    listed = viewer.thumbnails()[1:]
+    assert len(listed) == 3
+    assert all("NO PE DETECTED" in words for words in listed)
+    viewer.open_series("AI summary")
+    assert lit(viewer.viewport("negative-summary")) > 0.02
     assert viewer.console() == []
 
 
