@@ -434,9 +434,10 @@ def encode(s: Slice) -> bytes:
     else:
         data = s.stored.astype(s.stored.dtype.newbyteorder(order)).tobytes()
         data = data[: len(data) - s.cut]
-        length = (b"OW\0\0" if explicit else b"") + struct.pack(order + "I", len(data))
-        pixels = head + length + data
-    return b"".join([b"\0" * 128, b"DICM", meta, *(e for _, e in sorted(body)), pixels])
+        size = (b"OW\0\0" if explicit else b"") + struct.pack(order + "I", len(data))
+        pixels = head + size + data
+    length = b"\x02\0\0\0UL\x04\0" + struct.pack("<I", len(meta))
+    return b"".join([b"\0" * 128, b"DICM", length, meta, *(e for _, e in sorted(body)), pixels])
 
 
 def write(series: Sequence[Sequence[Slice]], folder: Path) -> list[ReceivedInstance]:

@@ -146,3 +146,34 @@ def test_a_rule_on_an_unknown_label_is_refused():
         PriorityRule(
             name="x", priority=Priority.HIGH, words="x", any_present=frozenset({"centralpe"})
         )
+
+
+CAUTIONS = ("poor contrast in the mediastinal vessels: 120 HU < 150 HU", "noisy images")
+
+
+@pytest.mark.parametrize(
+    ("findings", "outcome"),
+    [
+        (present("negative_exam_for_pe"), Outcome.INDETERMINATE),
+        (present("central_pe"), Outcome.POSITIVE),
+        (present("indeterminate"), Outcome.INDETERMINATE),
+        (present(), Outcome.INDETERMINATE),
+    ],
+)
+def test_cautions_take_a_negative_its_certainty_and_never_a_positive(scene, findings, outcome):
+    prediction = replace(
+        scene.prediction("POSITIVE", IntendedUse.RESEARCH), findings=findings, pe_probability=0.0
+    )
+    options = {"quality_control": False, "allow_on_patients": False, "policy": POLICY}
+    plain = decide(prediction, **options)
+    warned = decide(prediction, **options, cautions=CAUTIONS)
+    assert warned.outcome is outcome
+    assert warned.priority is plain.priority
+    assert all(caution in warned.reason for caution in CAUTIONS)
+    assert (plain.reason or "") in warned.reason
+
+
+def test_cautions_do_not_show_what_is_withheld(scene):
+    prediction = scene.prediction("POSITIVE", IntendedUse.UNTRAINED)
+    options = {"quality_control": False, "allow_on_patients": True, "policy": POLICY}
+    assert decide(prediction, **options, cautions=CAUTIONS) == decide(prediction, **options)

@@ -247,6 +247,13 @@ def test_the_site_maps_priorities_and_the_report_still_reads_back(scene, tmp_pat
     assert values == ["RID49480"]
 
 
+def test_the_choice_of_series_is_read_back(scene, tmp_path):
+    words = "best of 3 eligible series: soft kernel B30f (the next: slices of 5.00 mm), 200 slices"
+    result = replace(scene.result(), series_choice=words)
+    assert read_sr(written(tmp_path, scene.report(result)))["series_choice"] == words
+    assert read_sr(written(tmp_path, scene.report(scene.result())))["series_choice"] is None
+
+
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="LOW"):
         ReportSettings(priority_codes={p: Code("1", "99X", "x") for p in list(Priority)[:2]})
