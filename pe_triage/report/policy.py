@@ -138,7 +138,7 @@ class TriagePolicy:
     name: str = "default-1"
     rules: tuple[PriorityRule, ...] = DEFAULT_RULES
     fallback: Priority = Priority.MEDIUM
-    fallback_words: str = "PE"
+    fallback_words: str = "PE; no rule gives it another priority"
 
     @staticmethod
     def from_table(table: Mapping[str, Any]) -> TriagePolicy:
