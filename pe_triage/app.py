@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
+from pe_triage import watchers
 from pe_triage.assemble.completeness import CompletenessRules
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.config import Settings
@@ -359,16 +360,22 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
         studies, outbox = StudyStore(engine, settings.data_dir), Outbox(engine, settings.data_dir)
         queue = JobQueue(engine, max_attempts=settings.max_attempts)
         spool = Spool(settings.spool_dir)
+        asked, identity = watchers.asking(settings, utc_now), watchers.pacs_identity(settings)
         assembler = Assembler(
             studies=studies,
             queue=queue,
             data_dir=settings.data_dir,
             completeness=CompletenessRules(
-                quiet_s=settings.quiet_s, grace_s=settings.grace_s, max_wait_s=settings.max_wait_s
+                quiet_s=settings.quiet_s,
+                grace_s=settings.grace_s,
+                max_wait_s=settings.max_wait_s,
+                expected_wait_s=settings.query.expected_wait_s,
             ),
             eligibility=eligibility_rules(settings),
             clock=utc_now,
             living_boots=spool.living_boots,
+            senders={table.aet: table for table in settings.senders},
+            asking=asked,
         )
         indexer = Indexer(
             spool=spool,
@@ -385,7 +392,17 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
             },
         }
         deliverers = [
-            Deliverer(name, outbox=outbox, studies=studies, send=send, jitter=random.random)
+            Deliverer(
+                name,
+                outbox=outbox,
+                studies=studies,
+                send=send,
+                jitter=random.random,
+                pacs_identity=identity,
+                person_of=None
+                if identity is None
+                else watchers.person_of(studies, settings.data_dir),
+            )
             for name, send in roads.items()
         ]
         for name, waiting in outbox.waiting().items():
@@ -401,6 +418,8 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
             deliverers=deliverers,
             outbox=outbox,
             longest_lease_s=max(LONGEST_LEASE_S, 4 * settings.lease_s),
+            timers=watchers.timers(settings, engine, spool, utc=utc_now, local=local_now),
+            loops=watchers.loops(asked),
         ).run(link.stop, on_ready=link.ready)
 
 

@@ -282,6 +282,11 @@ class WebhookDestination(_HttpTable):
     identity: bool = Field(
         default=False, description="Whether the body names the patient; off unless asked for."
     )
+    alarms: Literal["no", "also", "only"] = Field(
+        default="no",
+        description="Whether it gets the node's alarms (docs/watching.md): `also`, beside the "
+        "answers, or `only` these.",
+    )
 
     @model_validator(mode="after")
     def _check_secret(self) -> WebhookDestination:
@@ -291,7 +296,7 @@ class WebhookDestination(_HttpTable):
 
     @property
     def _kinds(self) -> frozenset[ResultKind]:
-        return frozenset({ResultKind.WEBHOOK})
+        return frozenset() if self.alarms == "only" else frozenset({ResultKind.WEBHOOK})
 
     @property
     def secret(self) -> Callable[[], str]:

@@ -31,12 +31,15 @@ class CompletenessRules:
         visibly.
     min_coverage_mm
         Length of the chest that the best series must cover for an early end.
+    expected_wait_s
+        Takes the place of a shorter `quiet_s` where more instances are expected than have come.
     """
 
     quiet_s: float = 60.0
     grace_s: float = 2.0
     max_wait_s: float = 3600.0
     min_coverage_mm: float = 140.0
+    expected_wait_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +183,9 @@ def judge_completeness(
         )
     waiting: list[str] = []
     graced = False
+    quiet_s = rules.quiet_s
+    if progress.expected_instances is not None and progress.instances < progress.expected_instances:
+        quiet_s = max(quiet_s, rules.expected_wait_s)
     for sign, missing_of, meaning in EARLY_SIGNS:
         missing = missing_of(progress, rules)
         if missing is not None:
@@ -191,8 +197,8 @@ def judge_completeness(
     if clock.set_back:
         reason = "the clock was set back behind the last instance"
         return Completeness(complete=True, sign="clock_set_back", reason=reason, check_again_s=None)
-    if clock.since_last_s >= rules.quiet_s:
-        reason = f"nothing new for {rules.quiet_s:g} s; {waiting[-1]}" if waiting else "quiet"
+    if clock.since_last_s >= quiet_s:
+        reason = f"nothing new for {quiet_s:g} s; {waiting[-1]}" if waiting else "quiet"
         return Completeness(complete=True, sign="quiet", reason=reason, check_again_s=None)
     if clock.since_first_s >= rules.max_wait_s:
         return Completeness(
@@ -203,7 +209,7 @@ def judge_completeness(
             check_again_s=None,
         )
     waits = [
-        rules.quiet_s - clock.since_last_s,
+        quiet_s - clock.since_last_s,
         rules.max_wait_s - clock.since_first_s,
         *([rules.grace_s - clock.since_last_s] if graced else []),
     ]

@@ -150,11 +150,28 @@ class HttpSender:
         """See `outcomes.Sender`."""
         return send_in_turn(self._options, deliveries, self._send_one)
 
+    def post(self, body: bytes) -> Sent:
+        """POST one body that lies in no file; nothing is raised for what the peer does."""
+        import httpx
+
+        name = self._options.name
+        try:
+            with open_client(self._options) as client:
+                return self._post(client, body)
+        except httpx.HTTPError as error:
+            words = f"{name}: {failure_words(error)}"
+        except (RetryableDeliveryError, ConfigurationError) as error:
+            words = f"{name}: {error.message}"
+        return Sent(verdict=Verdict.RETRY, error=words, unreachable=True)
+
     def _send_one(self, client: httpx.Client, delivery: Delivery) -> Sent:
         try:
             body = read_body(delivery)
         except PermanentDeliveryError as error:
             return Sent(verdict=Verdict.PARK, error=error.message)
+        return self._post(client, body)
+
+    def _post(self, client: httpx.Client, body: bytes) -> Sent:
         response = client.post(self._options.url, content=body, headers=dict(self._headers(body)))
         return judge(response, self._options.name, self._clock())
 

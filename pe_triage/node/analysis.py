@@ -78,6 +78,7 @@ def analyse_study(
     predecessors: Sequence[Dataset],
     now: datetime,
     beat: Callable[[], None],
+    cautions: tuple[str, ...] = (),
 ) -> Analysis:
     """Choose the series, predict, explain and write the results of one study.
 
@@ -93,6 +94,9 @@ def analyse_study(
         Aware time that the results carry.
     beat
         Called between pieces of long work; it raises where the lease was lost.
+    cautions
+        What speaks against the study as it came, such as images that never arrived; see
+        `report.policy.decide`.
 
     Raises
     ------
@@ -101,7 +105,7 @@ def analyse_study(
     """
     log = get_logger(study_uid=study_uid, run=run)
     images = relevant_instances(instances)
-    result, choice, volume = _evaluate(images, predictor, options, beat)
+    result, choice, volume = _evaluate(images, predictor, options, beat, cautions)
     log.info(
         "study.evaluated",
         outcome=str(result.outcome),
@@ -145,13 +149,15 @@ def _evaluate(
     predictor: Predictor,
     options: AnalysisOptions,
     beat: Callable[[], None],
+    cautions: tuple[str, ...],
 ) -> tuple[TriageResult, SeriesChoice, CtVolume | None]:
     """Analyse the chosen series, or say why there is none."""
     model = predictor.identity
     selection = select_volume(images, options.rules, beat=beat)
     choice, volume, refused = selection.choice, selection.volume, selection.refused
     if volume is not None:
-        result = _predict(volume, predictor, options, selection.cautions, beat)
+        spoken = (*selection.cautions, *cautions)
+        result = _predict(volume, predictor, options, spoken, beat)
         return replace(result, series_choice=choice.reason), choice, volume
     if refused is None:
         return not_evaluated(choice.reason, model=model), choice, None

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -24,10 +24,12 @@ from pe_triage.assemble.eligibility import EligibilityRules, judge_series
 from pe_triage.assemble.geometry import series_geometry
 from pe_triage.domain import InstanceRole, ReceivedInstance
 from pe_triage.logs import get_logger
+from pe_triage.monitoring import SenderTable
+from pe_triage.node.expectations import NOTHING, Expectation, Expectations
 from pe_triage.node.files import to_received
 from pe_triage.receive.spool import AssociationEvent, EventRecord
 from pe_triage.store.engine import StoreUnavailableError
-from pe_triage.store.jobs import JobQueue, StudyChangedError
+from pe_triage.store.jobs import Closing, JobQueue, StudyChangedError
 from pe_triage.store.studies import StudyProgress, StudyStore
 
 REMEMBERED = 10_000
@@ -48,6 +50,54 @@ class _Judged:
     since: datetime
     """First arrival of what no run holds yet: a study that grows a day later starts anew."""
     series: tuple[SeriesProgress, ...]
+    held: Mapping[str, int]
+    """Series UID to images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Who can be asked how many images a study has.
+
+    Attributes
+    ----------
+    peer
+        Name of the peer for every study whose sender has none of its own; None: nobody.
+    by_sender
+        Calling AE title to a name, or to None where nobody shall be asked.
+    whole_study
+        Whether every CT series of a study is sent here, and not only some.
+    """
+
+    expectations: Expectations
+    peer: str | None
+    by_sender: Mapping[str, str | None] = field(default_factory=dict)
+    whole_study: bool = False
+
+    def peer_of(self, calling_aets: frozenset[str]) -> str | None:
+        """Whom to ask about a study that these have sent."""
+        named = [self.by_sender[aet] for aet in sorted(calling_aets) if aet in self.by_sender]
+        return named[0] if named else self.peer
+
+
+def rules_for(
+    calling_aets: frozenset[str], rules: CompletenessRules, senders: Mapping[str, SenderTable]
+) -> CompletenessRules:
+    """Rules of the study's senders; where several sent it, those of the most patient."""
+    changed = [_of_sender(rules, senders.get(aet)) for aet in sorted(calling_aets)] or [rules]
+    return replace(
+        rules,
+        **{
+            name: max(getattr(r, name) for r in changed)
+            for name in ("quiet_s", "grace_s", "max_wait_s", "expected_wait_s")
+        },
+    )
+
+
+def _of_sender(rules: CompletenessRules, sender: SenderTable | None) -> CompletenessRules:
+    if sender is None:
+        return rules
+    names = ("quiet_s", "grace_s", "max_wait_s", "expected_wait_s")
+    return replace(rules, **{n: v for n in names if (v := getattr(sender, n)) is not None})
 
 
 class Assembler:
@@ -62,6 +112,10 @@ class Assembler:
     living_boots
         First parts of the identifiers of associations that can still be open: a receiver that was
         killed never says that its associations ended.
+    senders
+        Calling AE title to what holds for its studies.
+    asking
+        Who can be asked how many images a study has; None: nobody.
     """
 
     def __init__(
@@ -74,6 +128,8 @@ class Assembler:
         eligibility: EligibilityRules,
         clock: Callable[[], datetime],
         living_boots: Callable[[], frozenset[str]],
+        senders: Mapping[str, SenderTable] | None = None,
+        asking: Asking | None = None,
     ) -> None:
         self._studies = studies
         self._queue = queue
@@ -82,6 +138,8 @@ class Assembler:
         self._eligibility = eligibility
         self._clock = clock
         self._living_boots = living_boots
+        self._senders = dict(senders or {})
+        self._asking = asking
         self._lock = threading.Lock()
         self._associations: dict[str, _Association] = {}
         self._judged: dict[str, _Judged] = {}
@@ -128,8 +186,11 @@ class Assembler:
         receiving = self._studies.receiving()
         if receiving:
             self._end_orphans()
-        for gone in self._judged.keys() - {study.study_uid for study in receiving}:
+        open_uids = {study.study_uid for study in receiving}
+        for gone in self._judged.keys() - open_uids:
             del self._judged[gone]
+        if self._asking is not None:
+            self._asking.expectations.keep(open_uids)
         complete = 0
         for study in receiving:
             try:
@@ -157,12 +218,19 @@ class Assembler:
                 self._log.warning("association.lost", association_id=association_id)
 
     def _judge(self, study: StudyProgress, now: datetime) -> bool:
+        rules = rules_for(study.calling_aets, self._completeness, self._senders)
         quiet_for_s = (now - study.last_activity_at).total_seconds()
-        if 0 <= quiet_for_s < min(self._completeness.grace_s, self._completeness.quiet_s):
+        if 0 <= quiet_for_s < min(rules.grace_s, rules.quiet_s):
             # Nothing can close it yet, so its series need not be looked at.
             return False
         open_associations, all_released = self._associations_of(study)
         judged = self._judged_of(study)
+        expectation = self._expectation(study)
+        missing = self._missing(expectation, judged)
+        if missing == 0 and open_associations:
+            # The PACS may be filled by the same hand at this very moment.
+            missing = None
+        expected = None if missing is None else study.instances + missing
         decision = judge_completeness(
             Progress(
                 instances=study.instances,
@@ -171,16 +239,30 @@ class Assembler:
                 open_associations=open_associations,
                 all_released=all_released,
                 series=judged.series,
+                expected_instances=expected,
             ),
-            self._completeness,
+            rules,
             now,
         )
         if not decision.complete:
             return False
+        if decision.sign == "released_and_contiguous" and expectation.asking:
+            # The answer that is on its way may say that more is to come.
+            return False
         log = self._log.bind(study_uid=study.study_uid)
         digest = self._studies.manifest(study.study_uid).digest
         try:
-            job = self._queue.enqueue(study.study_uid, digest)
+            job = self._queue.enqueue(
+                study.study_uid,
+                digest,
+                closing=Closing(
+                    sign=decision.sign,
+                    reason=decision.reason,
+                    expected_images=None
+                    if missing is None
+                    else sum(judged.held.values()) + missing,
+                ),
+            )
         except StudyChangedError:
             # A slice came at this very moment: the study is not complete after all.
             return False
@@ -189,10 +271,22 @@ class Assembler:
             sign=decision.sign,
             reason=decision.reason,
             instances=study.instances,
+            missing=missing or None,
             run=None if job is None else job.run,
             job_id=None if job is None else job.job_id,
         )
         return True
+
+    def _expectation(self, study: StudyProgress) -> Expectation:
+        if self._asking is None:
+            return NOTHING
+        peer = self._asking.peer_of(study.calling_aets)
+        return self._asking.expectations.of(study.study_uid, peer, study.last_activity_at)
+
+    def _missing(self, expectation: Expectation, judged: _Judged) -> int | None:
+        if self._asking is None:
+            return None
+        return expectation.missing(judged.held, whole_study=self._asking.whole_study)
 
     def _associations_of(self, study: StudyProgress) -> tuple[int, bool]:
         with self._lock:
@@ -229,6 +323,7 @@ class Assembler:
             )
             for _uid, instances in sorted(by_series.items())
         )
-        judged = _Judged(instances=study.instances, since=since, series=series)
+        held = {uid: len(images) for uid, images in by_series.items()}
+        judged = _Judged(instances=study.instances, since=since, series=series, held=held)
         self._judged[study.study_uid] = judged
         return judged

@@ -30,6 +30,11 @@ CLEAN_EVERY_S = 3600.0
 ABANDONED_AFTER_S = 6 * 3600.0
 """Age at which a temporary file in the spool belongs to no transfer any more."""
 
+Timer = tuple[str, Callable[[], object], float]
+"""Name, what is called, seconds between two calls."""
+Loop = tuple[str, Callable[[threading.Event], None]]
+"""Name, and what runs in a thread of its own until the event."""
+
 
 class Coordinator:
     """Indexes in its own loop; everything periodic runs on APScheduler's timers."""
@@ -44,6 +49,8 @@ class Coordinator:
         deliverers: Sequence[Deliverer],
         outbox: Outbox,
         longest_lease_s: float = LONGEST_LEASE_S,
+        timers: Sequence[Timer] = (),
+        loops: Sequence[Loop] = (),
     ) -> None:
         self._indexer = indexer
         self._assembler = assembler
@@ -52,6 +59,8 @@ class Coordinator:
         self._deliverers = deliverers
         self._outbox = outbox
         self._longest_lease_s = longest_lease_s
+        self._timers = tuple(timers)
+        self._loops = tuple(loops)
         self._log = get_logger()
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
@@ -65,10 +74,15 @@ class Coordinator:
             ("reap", self._queue.reap, REAP_EVERY_S),
             ("clock", self.watch_clock, REAP_EVERY_S),
             ("clean", self._clean, CLEAN_EVERY_S),
+            *self._timers,
         ):
             scheduler.add_job(self._guarded(name, function), "interval", seconds=seconds, id=name)
         scheduler.start()
         threads = start_threads(self._deliverers, stop)
+        for name, loop in self._loops:
+            thread = threading.Thread(target=loop, args=(stop,), name=name, daemon=True)
+            thread.start()
+            threads.append(thread)
         on_ready()
         try:
             while not stop.is_set():

@@ -15,6 +15,13 @@ from pe_triage.deliver.statuses import Verdict
 from pe_triage.domain import Delivery, DeliveryState
 from pe_triage.identity import identity_of, same_patient
 from pe_triage.logs import get_logger
+from pe_triage.node.pacs_identity import (
+    PERSON_TAGS,
+    Agreement,
+    PacsIdentity,
+    Person,
+    person_in,
+)
 from pe_triage.routing import MESSAGE_KINDS
 from pe_triage.store.engine import StoreUnavailableError
 from pe_triage.store.outbox import Outbox
@@ -46,6 +53,10 @@ class Deliverer:
         Of the destination, as the outbox has it.
     send
         The road to it.
+    pacs_identity
+        Asks the PACS under which patient it has a study; None: nobody is asked.
+    person_of
+        Whom a study's images name; asked for messages, whose own words are not read here.
     """
 
     def __init__(
@@ -57,6 +68,8 @@ class Deliverer:
         send: Send,
         jitter: Callable[[], float],
         poll_s: float = 0.2,
+        pacs_identity: PacsIdentity | None = None,
+        person_of: Callable[[str], Person] | None = None,
     ) -> None:
         self._name = name
         self._outbox = outbox
@@ -64,6 +77,8 @@ class Deliverer:
         self._send = send
         self._poll_s = poll_s
         self._jitter = jitter
+        self._pacs_identity = pacs_identity
+        self._person_of = person_of
         # Unknown at start: as good as away.
         self._away = True
         self._log = get_logger(destination=name)
@@ -125,12 +140,20 @@ class Deliverer:
 
     def _is_for_its_patient(self, item: Delivery) -> bool:
         """Recheck study and patient of the file against what was frozen when it was queued."""
+        person: Person | None = None
         try:
-            problem = self._identity_problem(item)
+            problem, person = self._identity_problem(item)
         except StoreUnavailableError:
             raise
         except Exception as error:  # noqa: BLE001 - one damaged file must not block all others
             problem = f"the result file cannot be read: {type(error).__name__}"
+        if problem is None and person is not None and self._pacs_identity is not None:
+            agreement, words = self._pacs_identity.judge(item.study_uid, person)
+            if agreement is Agreement.OTHER:
+                problem = words
+            elif agreement is Agreement.UNKNOWN and self._pacs_identity.waits:
+                self._record(item, Sent(verdict=Verdict.RETRY, error=f"waits: {words}"))
+                return False
         if problem is None:
             return True
         self._outbox.mark(item.delivery_id, DeliveryState.PARKED, error=problem)
@@ -142,15 +165,17 @@ class Deliverer:
         )
         return False
 
-    def _identity_problem(self, item: Delivery) -> str | None:
+    def _identity_problem(self, item: Delivery) -> tuple[str | None, Person | None]:
+        """Say what is wrong, if anything is, and whom the result names."""
         if item.kind in MESSAGE_KINDS:
             # Written for the study's frozen identity and persisted with it: the same bytes.
             try:
                 digest = hashlib.sha256(item.path.read_bytes()).hexdigest()
             except OSError as error:
-                return f"the message file cannot be read: {type(error).__name__}"
-            same_bytes = digest == item.sha256
-            return None if same_bytes else "the message file is not what was persisted; not sent"
+                return f"the message file cannot be read: {type(error).__name__}", None
+            if digest != item.sha256:
+                return "the message file is not what was persisted; not sent", None
+            return None, None if self._person_of is None else self._person_of(item.study_uid)
         try:
             ds = dcmread(
                 item.path,
@@ -158,13 +183,12 @@ class Deliverer:
                     "SpecificCharacterSet",
                     "SOPInstanceUID",
                     "StudyInstanceUID",
-                    "PatientID",
-                    "IssuerOfPatientID",
+                    *PERSON_TAGS,
                 ],
                 stop_before_pixels=True,
             )
         except (OSError, InvalidDicomError) as error:
-            return f"the result file cannot be read: {type(error).__name__}"
+            return f"the result file cannot be read: {type(error).__name__}", None
         study = self._studies.get(item.study_uid)
         same = (
             str(ds.get("StudyInstanceUID", "")) == item.study_uid
@@ -173,7 +197,9 @@ class Deliverer:
                 identity_of(ds.get("PatientID"), ds.get("IssuerOfPatientID")), study.identity
             )
         )
-        return None if same else "the result's identity is not that of its study; not sent"
+        if not same:
+            return "the result's identity is not that of its study; not sent", None
+        return None, person_in(ds)
 
 
 def start_threads(deliverers: Sequence[Deliverer], stop: threading.Event) -> list[threading.Thread]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pe_triage.domain import ModelIdentity, TriageResult
 from pe_triage.report.policy import TriagePolicy
+from pe_triage.watch.samples import attention_entropy
 
 
 def analysis_document(result: TriageResult, policy: TriagePolicy) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def analysis_document(result: TriageResult, policy: TriagePolicy) -> dict[str, A
     document["pe_probability"] = float(prediction.pe_probability)
     document["findings"] = {label: str(d) for label, d in prediction.findings.items()}
     document["thresholds"] = {label: float(t) for label, t in prediction.thresholds.items()}
+    document["attention_entropy"] = attention_entropy(prediction.attention_z)
     document["slices"] = [
         {"sop_instance_uid": uid, "probability": float(p), "attention": float(a)}
         for uid, p, a in zip(

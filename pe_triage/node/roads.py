@@ -7,7 +7,6 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from pe_triage.deliver.outcomes import Sender
 from pe_triage.destinations import (
     AnyDestination,
     DicomDestination,
@@ -17,6 +16,7 @@ from pe_triage.destinations import (
 )
 from pe_triage.domain import Destination
 from pe_triage.node.deliverer import Send
+from pe_triage.node.watcher import Poster
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -42,10 +42,11 @@ def road_to(table: AnyDestination, *, aet: str, clock: Clock) -> Send:
     """
     if isinstance(table, DicomDestination):
         return dicom_road(table.peer, aet=aet)
-    return _sender(table, clock).send
+    send: Send = _sender(table, clock).send
+    return send
 
 
-def _sender(table: Any, clock: Clock) -> Sender:
+def _sender(table: Any, clock: Clock) -> Any:
     tls = {
         "ca_file": table.ca_file,
         "client_cert_file": table.client_cert_file,
@@ -82,6 +83,12 @@ def _sender(table: Any, clock: Clock) -> Sender:
         headers = webhook_headers(table.secret, clock)
         return HttpSender(options, headers=headers, clock=clock)
     return HttpSender(options, headers=fhir_headers, clock=clock)
+
+
+def alarm_poster(table: WebhookDestination, *, clock: Clock) -> Poster:
+    """Road of alarms to a webhook: as for results, but one body at a time."""
+    poster: Poster = _sender(table, clock)
+    return poster
 
 
 def unprotected(tables: Sequence[AnyDestination]) -> list[str]:

@@ -181,6 +181,7 @@ class Worker:
             predecessors=self._predecessors(job),
             now=self._clock(),
             beat=heart.check,
+            cautions=self._cautions(job, len(relevant_instances(instances))),
         )
         heart.check()
         self._finish(job, analysis, heart)
@@ -191,6 +192,13 @@ class Worker:
             objects=len(analysis.objects.objects),
             seconds=round(time.monotonic() - started, 3),
         )
+
+    def _cautions(self, job: Job, images: int) -> tuple[str, ...]:
+        """What to say of a study that was closed though the PACS holds more of it."""
+        closing = self._queue.closing(job)
+        if closing is None or (closing.expected_images or 0) <= images:
+            return ()
+        return (f"only {images} of the {closing.expected_images} images at the PACS had come",)
 
     def _predecessors(self, job: Job) -> list[Dataset]:
         """Reports that this run's report replaces."""

@@ -206,6 +206,14 @@ def _document(
         if delivered_at is None
         else (delivered_at - times.last_image_at).total_seconds(),
         "quarantine_reason": study.quarantine_reason,
+        # What ended the wait for images, and whether the PACS held more of them.
+        "completeness": None
+        if answer is None or answer.closed_by is None
+        else {
+            "sign": answer.closed_by,
+            "reason": answer.closed_reason,
+            "expected_images": answer.expected_images,
+        },
         # Why a run that waits was given back: a full disk, a GPU or a database that was away.
         "last_error": newest.last_error if pending and newest is not None else None,
     }

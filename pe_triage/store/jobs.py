@@ -51,14 +51,16 @@ from pe_triage.store.runs import (
     JOB_COLUMNS,
     QUEUED,
     RUNNING,
+    Closing,
     StudyChangedError,
+    closing_of,
     job_of,
     lock_study,
     queue_run,
 )
 from pe_triage.store.schema import Rank
 
-__all__ = ["JobQueue", "QueueDepth", "Rank", "ResultRow", "StudyChangedError"]
+__all__ = ["Closing", "JobQueue", "QueueDepth", "Rank", "ResultRow", "StudyChangedError"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,7 @@ class JobQueue:
         *,
         rank: int = Rank.ROUTINE,
         forced: bool = False,
+        closing: Closing | None = None,
     ) -> Job | None:
         """Queue a run of everything that is held of a study.
 
@@ -163,6 +166,8 @@ class JobQueue:
             `Rank`, or any number; the smaller is claimed first.
         forced
             Make a new run even of a manifest that the newest run already had (reprocess).
+        closing
+            What closed the study; kept with the run and shown.
 
         Returns
         -------
@@ -182,10 +187,23 @@ class JobQueue:
 
         def work(connection: Connection) -> Job | None:
             return queue_run(
-                connection, study_uid, manifest_digest, rank=rank, forced=forced, at=self._clock()
+                connection,
+                study_uid,
+                manifest_digest,
+                rank=rank,
+                forced=forced,
+                at=self._clock(),
+                closing=closing,
             )
 
         return write(self._engine, work)
+
+    def closing(self, job: Job) -> Closing | None:
+        """What closed the study for this run; None where a person asked for it."""
+        statement = select(_jobs).where(_jobs.c.job_id == job.job_id)
+        with read(self._engine) as connection:
+            row = connection.execute(statement).one_or_none()
+        return None if row is None else closing_of(row)
 
     def claim(self, owner: str, lease_s: float) -> Job | None:
         """Take the next job for `lease_s` seconds, or None.
@@ -295,6 +313,8 @@ class JobQueue:
                     "model_sha256": model_sha256,
                     "document": {k: v for k, v in document.items() if k != "slices"},
                     "slices": list(document.get("slices") or ()),
+                    "pe_probability": document.get("pe_probability"),
+                    "attention_entropy": document.get("attention_entropy"),
                 },
             )
             write_results(connection, job, priority, outcome, results, routes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -32,6 +33,23 @@ JOB_COLUMNS = (
     _jobs.c.last_image_at,
 )
 """What `job_of` reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closing:
+    """What closed a study, kept with the run that follows, so that a forced end stays visible.
+
+    Attributes
+    ----------
+    sign, reason
+        As in the event ``study.complete``.
+    expected_images
+        Images that the PACS said it holds of it; None where it was not asked or did not say.
+    """
+
+    sign: str
+    reason: str
+    expected_images: int | None = None
 
 
 class StudyChangedError(RetryableError):
@@ -76,6 +94,7 @@ def queue_run(
     rank: int,
     forced: bool,
     at: datetime,
+    closing: Closing | None = None,
 ) -> Job | None:
     """Queue a run; see `JobQueue.enqueue`."""
     study = lock_study(connection, study_uid)
@@ -91,6 +110,9 @@ def queue_run(
     newest = connection.execute(
         select(_jobs).where(_jobs.c.study_uid == study_uid, _jobs.c.run == study.run)
     ).one_or_none()
+    if closing is None and newest is not None and newest.manifest_digest == manifest_digest:
+        # Analysed again, the same images are as incomplete as before.
+        closing = closing_of(newest)
     if newest is not None and not forced:
         # A run that quarantine ended says nothing of these instances.
         if newest.manifest_digest == manifest_digest and newest.state != StudyState.QUARANTINED:
@@ -98,12 +120,37 @@ def queue_run(
             _set_study(connection, study_uid, state=state)
             return None
         if newest.state == QUEUED and newest.attempts == 0:
-            return _widen(connection, study, newest, manifest_digest, rank, at)
-    return _add_run(connection, study, manifest_digest, rank, at)
+            return _widen(connection, study, newest, manifest_digest, rank, at, closing)
+    return _add_run(connection, study, manifest_digest, rank, at, closing)
+
+
+def closing_of(row: Row[Any]) -> Closing | None:
+    """What closed the study, of a row of `jobs`."""
+    if row.closed_by is None:
+        return None
+    return Closing(
+        sign=row.closed_by, reason=row.closed_reason or "", expected_images=row.expected_images
+    )
+
+
+def _closed(closing: Closing | None) -> dict[str, Any]:
+    if closing is None:
+        return {}
+    return {
+        "closed_by": closing.sign,
+        "closed_reason": closing.reason,
+        "expected_images": closing.expected_images,
+    }
 
 
 def _widen(
-    connection: Connection, study: Row[Any], newest: Row[Any], digest: str, rank: int, at: datetime
+    connection: Connection,
+    study: Row[Any],
+    newest: Row[Any],
+    digest: str,
+    rank: int,
+    at: datetime,
+    closing: Closing | None,
 ) -> Job:
     row = connection.execute(
         update(_jobs)
@@ -113,18 +160,26 @@ def _widen(
             rank=min(int(rank), newest.rank),
             received_at=study.received_at,
             last_image_at=study.last_image_at,
+            **_closed(closing),
         )
         .returning(*JOB_COLUMNS)
     ).one_or_none()
     if row is None:
         # It was claimed at this moment: what is new makes the next run.
-        return _add_run(connection, study, digest, rank, at)
+        return _add_run(connection, study, digest, rank, at, closing)
     _take_instances(connection, study.study_uid, newest.run)
     _set_study(connection, study.study_uid, state=QUEUED)
     return job_of(row)
 
 
-def _add_run(connection: Connection, study: Row[Any], digest: str, rank: int, at: datetime) -> Job:
+def _add_run(
+    connection: Connection,
+    study: Row[Any],
+    digest: str,
+    rank: int,
+    at: datetime,
+    closing: Closing | None,
+) -> Job:
     run = study.run + 1
     job_id = connection.execute(
         insert(_jobs)
@@ -141,6 +196,7 @@ def _add_run(connection: Connection, study: Row[Any], digest: str, rank: int, at
             received_at=study.received_at,
             last_image_at=study.last_image_at,
             created_at=at,
+            **_closed(closing),
         )
         .returning(_jobs.c.job_id)
     ).scalar_one()

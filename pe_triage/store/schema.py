@@ -177,7 +177,16 @@ jobs = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("completed_at", UtcDateTime),
     Column("delivered_at", UtcDateTime),
+    # What closed the study, in the words of the event `study.complete`.
+    Column("closed_by", String(32)),
+    Column("closed_reason", SafeText),
+    # Images that the PACS said it holds, where it was asked.
+    Column("expected_images", Integer),
+    # Apart from the document, for the charts that watch the output.
+    Column("pe_probability", Double),
+    Column("attention_entropy", Double),
     UniqueConstraint("study_uid", "run"),
+    Index(None, "completed_at"),
     Index(
         "ix_jobs_claim",
         "rank",
@@ -244,6 +253,52 @@ deliveries = Table(
         postgresql_where=text("state = 'PENDING'"),
         sqlite_where=text("state = 'PENDING'"),
     ),
+)
+
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("alarm_id", RowId, primary_key=True),
+    Column("name", SafeText, nullable=False),
+    # What it is about where one name can stand for several: a destination, a day.
+    Column("subject", SafeText, nullable=False),
+    Column("message", SafeText, nullable=False),
+    Column("facts", StrictJson, nullable=False),
+    Column("raised_at", UtcDateTime, nullable=False),
+    Column("reminded_at", UtcDateTime, nullable=False),
+    Column("cleared_at", UtcDateTime),
+    # One standing alarm of a name and subject, even if two coordinators looked at once.
+    Index(
+        "uq_alarms_standing",
+        "name",
+        "subject",
+        unique=True,
+        postgresql_where=text("cleared_at IS NULL"),
+        sqlite_where=text("cleared_at IS NULL"),
+    ),
+)
+
+alarm_notices = Table(
+    "alarm_notices",
+    metadata,
+    Column("notice_id", RowId, primary_key=True),
+    Column("alarm_id", RowId, ForeignKey("alarms.alarm_id", ondelete="CASCADE"), nullable=False),
+    Column("destination", SafeText, nullable=False),
+    # Exactly what is sent, however often it is tried.
+    Column("body", SafeText, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("queued_at", Double, nullable=False),
+    Column("next_attempt_at", Double, nullable=False),
+    Column("last_error", SafeText),
+    Index(
+        "ix_alarm_notices_due",
+        "destination",
+        "notice_id",
+        postgresql_where=text("state = 'PENDING'"),
+        sqlite_where=text("state = 'PENDING'"),
+    ),
+    Index(None, "alarm_id"),
 )
 
 quarantine = Table(

@@ -117,8 +117,8 @@ def test_newer_and_outdated(
             with pytest.raises(SchemaError, match="newer than this program"):
                 upgrade(url)
         finally:
-            set_revision(engine, "0001")
-        monkeypatch.setattr(ScriptDirectory, "get_heads", lambda _self: ["0002"])
+            set_revision(engine, "0002")
+        monkeypatch.setattr(ScriptDirectory, "get_heads", lambda _self: ["0003"])
         with pytest.raises(SchemaError, match=r"outdated.*pe-triage db upgrade"):
             check_schema(engine)
 

@@ -100,6 +100,11 @@ class StoreUnderTest:
         assert job is not None
         return job
 
+    def queued_and_claimed(self, study_uid: str) -> Job:
+        """Record, queue and claim a study; no other may be waiting."""
+        self.queued(study_uid)
+        return self.claimed()
+
     def finish(
         self,
         job: Job,

@@ -31,6 +31,7 @@ FLOOR: dict[str, int] = {
     "assemble": 1,
     "imaging": 1,
     "report": 1,
+    "watch": 1,
     "model": 2,
     "phantom": 3,
     "training": 3,
@@ -43,6 +44,7 @@ FLOOR: dict[str, int] = {
     "web": 5,
     "app": 5,
     "startup": 5,
+    "watchers": 5,
     "__main__": 6,
 }
 
@@ -53,6 +55,7 @@ NEVER: dict[str, set[str]] = {
     "receive": {"model", "imaging", "assemble", "report"},
     "store": {"model", "imaging", "assemble", "report"},
     "deliver": {"model", "imaging", "assemble", "report"},
+    "watch": {"model", "imaging", "assemble", "report"},
     "node": {"training", "phantom"},
 }
 """Rooms on a lower floor that a room has no business with."""
@@ -68,8 +71,8 @@ ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
     "logs": set(),
     "resources": {"errors"},
     "stack": {"domain"},
-    "app": {"startup"},
-    "cli": {"app"},
+    "app": {"startup", "watchers"},
+    "cli": {"app", "watchers"},
     # Evaluation judges what is served, so it predicts and explains by the code that serves.
     "training": {"infer"},
 }

@@ -48,6 +48,8 @@ def build_messages(
         if table.type not in BUILDERS or context.result.outcome not in table.route.outcomes:
             continue
         kind, build = BUILDERS[table.type]
+        if kind not in table.route.kinds:
+            continue
         message_id = context.message_id(kind, table.name)
         body, refused = None, None
         try:

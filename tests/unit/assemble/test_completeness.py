@@ -66,12 +66,13 @@ def test_a_released_contiguous_chest_closes_after_the_grace_time(whole):
     ],
 )
 def test_a_missing_sign_waits_for_quiet(whole, change, words):
+    rules = replace(RULES, expected_wait_s=RULES.quiet_s)
     waiting = replace(whole, **change)
-    answer = judge_completeness(waiting, RULES, at(60))
+    answer = judge_completeness(waiting, rules, at(60))
     assert not answer.complete
     assert words in answer.reason
     assert answer.check_again_s == pytest.approx(30)
-    closed = judge_completeness(waiting, RULES, at(90))
+    closed = judge_completeness(waiting, rules, at(90))
     assert (closed.complete, closed.sign) == (True, "quiet")
     assert "nothing new for 60 s" in closed.reason
 
@@ -183,3 +184,16 @@ def test_every_study_ends_and_asks_again_in_time(whole, state, now):
         answer = judge_completeness(study, RULES, at(moment))
         asked += 1
         assert asked < 300
+
+
+def test_what_the_pacs_still_has_is_waited_for_but_not_for_ever(whole):
+    short = replace(whole, expected_instances=300)
+    rules = replace(RULES, expected_wait_s=120)
+    assert not judge_completeness(short, rules, at(30 + 60)).complete
+    closed = judge_completeness(short, rules, at(30 + 120))
+    assert (closed.complete, closed.sign) == (True, "quiet")
+    assert "nothing new for 120 s; 200 of 300 instances have arrived" in closed.reason
+    long_open = replace(short, first_instance_at=at(-3600), last_instance_at=at(29))
+    assert judge_completeness(long_open, rules, at(31)).sign == "max_wait"
+    patient = replace(RULES, quiet_s=600, expected_wait_s=120)
+    assert not judge_completeness(short, patient, at(30 + 500)).complete

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from pe_triage.deliver.statuses import Verdict
 from pe_triage.deliver.store_scu import DicomSender, Sent
 from pe_triage.domain import Delivery, DeliveryState, Destination, PatientIdentity, ResultKind
 from pe_triage.node.deliverer import Deliverer
+from pe_triage.node.pacs_identity import Agreement, Person
 from pe_triage.phantom import generate_study, to_datasets
 
 
@@ -30,6 +33,9 @@ class FakeOutbox:
     ) -> bool:
         self.marks[delivery_id] = (state, error)
         return True
+
+    def age_s(self, _delivery_id: int) -> float:
+        return 0.0
 
     def bring_forward(self, *_args: Any, **_more: Any) -> int:
         return 0
@@ -62,7 +68,9 @@ def items(tmp_path: Path) -> list[Delivery]:
     return made
 
 
-def run(items: list[Delivery], patient: PatientIdentity) -> tuple[FakeOutbox, list[int]]:
+def run(
+    items: list[Delivery], patient: PatientIdentity, **more: Any
+) -> tuple[FakeOutbox, list[int]]:
     outbox, sent = FakeOutbox(items), []
 
     def send(batch: Sequence[Delivery]) -> Iterator[tuple[int, Sent]]:
@@ -77,6 +85,7 @@ def run(items: list[Delivery], patient: PatientIdentity) -> tuple[FakeOutbox, li
         studies=studies,  # type: ignore[arg-type]
         send=send,
         jitter=lambda: 0.5,
+        **more,
     )
     assert deliverer.step(threading.Event())
     return outbox, sent
@@ -115,6 +124,57 @@ def test_nothing_goes_out_under_another_patient(items: list[Delivery]) -> None:
     assert sent == []
     assert {state for state, _ in outbox.marks.values()} == {DeliveryState.PARKED}
     assert not any("SOMEBODY-ELSE" in (error or "") for _, error in outbox.marks.values())
+
+
+class FakePacs:
+    """Stands for `node.pacs_identity.PacsIdentity`."""
+
+    def __init__(self, agreement: Agreement, *, waits: bool = False) -> None:
+        self.agreement = agreement
+        self.waits = waits
+        self.persons: list[Person] = []
+
+    def judge(self, _study_uid: str, ours: Person) -> tuple[Agreement, str]:
+        self.persons.append(ours)
+        return self.agreement, "" if self.agreement is Agreement.SAME else "words"
+
+
+@pytest.mark.parametrize(
+    ("pacs", "state"),
+    [
+        (FakePacs(Agreement.SAME), DeliveryState.SENT),
+        (FakePacs(Agreement.OTHER), DeliveryState.PARKED),
+        (FakePacs(Agreement.UNKNOWN), DeliveryState.SENT),
+        (FakePacs(Agreement.UNKNOWN, waits=True), DeliveryState.PENDING),
+    ],
+)
+def test_the_pacs_has_a_word_before_each_delivery(
+    items: list[Delivery], pacs: FakePacs, state: DeliveryState
+) -> None:
+    outbox, sent = run(items, patient_of(items), pacs_identity=pacs)
+    assert {marked for marked, _ in outbox.marks.values()} == {state}
+    assert bool(sent) == (state is DeliveryState.SENT)
+    assert pacs.persons[0].identity == patient_of(items)
+    assert pacs.persons[0].name, "the name that the object itself has"
+
+
+def test_a_message_is_judged_by_whom_the_images_name(items: list[Delivery]) -> None:
+    body = items[0].path.with_suffix(".json")
+    body.write_bytes(b"{}")
+    message = replace(
+        items[0],
+        kind=ResultKind.WEBHOOK,
+        path=body,
+        sha256=hashlib.sha256(b"{}").hexdigest(),
+    )
+    pacs = FakePacs(Agreement.OTHER)
+    person = Person(identity=patient_of(items), name="A^B")
+    outbox, sent = run(
+        [message], patient_of(items), pacs_identity=pacs, person_of=lambda _uid: person
+    )
+    assert sent == []
+    assert outbox.marks[0] == (DeliveryState.PARKED, "words")
+    assert pacs.persons == [person]
 
 
 def test_the_sender_too_answers_for_each_object(items: list[Delivery]) -> None:
