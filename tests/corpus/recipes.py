@@ -421,7 +421,14 @@ IMPLICIT_LE, EXPLICIT_BE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 def encode(s: Slice) -> bytes:
     """A Part 10 file (PS3.10 section 7)."""
     explicit, little = s.syntax != IMPLICIT_LE, s.syntax != EXPLICIT_BE
-    _, meta = element("TransferSyntaxUID", s.syntax, True, True)
+    meta = b"".join(
+        element(keyword, value, True, True)[1]
+        for keyword, value in (
+            ("MediaStorageSOPClassUID", s.header["SOPClassUID"]),
+            ("MediaStorageSOPInstanceUID", s.header["SOPInstanceUID"]),
+            ("TransferSyntaxUID", s.syntax),
+        )
+    )
     body = [element(k, v, explicit, little) for k, v in s.header.items() if k != "Pixels"]
     order = "<" if little else ">"
     head = struct.pack(order + "HH", 0x7FE0, 0x0010)
