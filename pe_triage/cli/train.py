@@ -80,6 +80,26 @@ _USES = tuple(u.value for u in IntendedUse if u is not IntendedUse.UNTRAINED)
     help="Steps in an epoch of stage 1 at most; 0: all.",
 )
 @click.option(
+    "--cpu-minutes1",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Processor minutes that stage 1 may take, loaders not counted; 0: no limit.",
+)
+@click.option(
+    "--cpu-minutes2",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="The same of stage 2.",
+)
+@click.option(
+    "--stage1-from",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Directory of another run whose stage 1 is taken as it is; only stage 2 is trained.",
+)
+@click.option(
     "--stage2-share",
     type=float,
     default=0.0,
@@ -136,7 +156,9 @@ _USES = tuple(u.value for u in IntendedUse if u is not IntendedUse.UNTRAINED)
 @click.option("--model-version", default="1", show_default=True, help="Version on the card.")
 @click.option("--training-data", default=None, help="Sentence on the card.")
 @click.option("--tensorboard/--no-tensorboard", default=None, help="[default: if installed]")
-@click.option("--mlflow", "mlflow_uri", default=None, help="MLflow tracking URI.")
+@click.option(
+    "--mlflow", "mlflow_uri", default=None, help="MLflow tracking URI, such as sqlite:///runs.db."
+)
 def train(spec_name: str, data: Path, out: Path, **options: Any) -> None:
     """Train both stages of SPEC on labelled CTPA and write a model bundle.
 
@@ -144,16 +166,20 @@ def train(spec_name: str, data: Path, out: Path, **options: Any) -> None:
     cut) and go on with --resume.
     """
     from pe_triage.training.distributed import join_world
+    from pe_triage.training.mlflow_log import MlflowLog
     from pe_triage.training.reporting import Reporter, tensorboard_there
 
     with join_world(options["device"]) as world:
         board = options["tensorboard"]
         if board is None:
             board = tensorboard_there()
+        uri, log = options["mlflow_uri"], None
+        if uri is not None and world.leads:
+            log = MlflowLog(uri, out, lambda line: click.echo(line, err=True))
         with Reporter(
             speaks=world.leads,
             tensorboard=out / "tensorboard" if board else None,
-            mlflow_uri=options["mlflow_uri"],
+            mlflow_log=log,
         ) as reporter:
             bundle = _train(spec_name, data, out, options, world, reporter)
     if world.leads:
@@ -198,8 +224,8 @@ def _train(
         **{
             key: options[key]
             for key in (
-                "seed", "units_per_exam", "max_steps1", "stage2_share", "precision", "validation",
-                "test", "checkpoint_steps", "workers",
+                "seed", "units_per_exam", "max_steps1", "cpu_minutes1", "cpu_minutes2",
+                "stage2_share", "precision", "validation", "test", "checkpoint_steps", "workers",
             )
         },
     )  # fmt: skip
@@ -223,7 +249,7 @@ def _train(
     )
     run = Run(
         spec=spec, cache=cache, split=split, settings=settings, words=words, out=out,
-        pretrained=options["pretrained"],
+        pretrained=options["pretrained"], stage1_from=options["stage1_from"],
     )  # fmt: skip
     stopping = _StopFlag()
     return fit(

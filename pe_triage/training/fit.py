@@ -8,6 +8,7 @@ A run's directory holds everything that it made: ``run.json`` (settings), ``spli
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -40,6 +41,7 @@ from pe_triage.training.seeding import numpy_at, seed_torch
 from pe_triage.training.settings import TrainSettings
 from pe_triage.training.splits import Split
 from pe_triage.training.stages import StageOne, StageTwo
+from pe_triage.training.takeover import take_stage_one
 
 BUNDLE_NAME: Final = "bundle"
 VALIDATION_EPOCH: Final = -1
@@ -66,7 +68,15 @@ class CardWords:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run, ready to go."""
+    """One run, ready to go.
+
+    Attributes
+    ----------
+    pretrained
+        Weights of the encoder to start from.
+    stage1_from
+        Directory of a run whose stage 1 is taken as it is; only stage 2 is trained.
+    """
 
     spec: ModelSpec
     cache: ShardCache
@@ -75,6 +85,7 @@ class Run:
     words: CardWords
     out: Path
     pretrained: Path | None = None
+    stage1_from: Path | None = None
 
     @property
     def digest(self) -> str:
@@ -84,7 +95,11 @@ class Run:
             for n in ("train", "validation")
             for e in self.split.part(n)
         ]
-        return self.settings.digest(self.spec, [*parts, str(self.pretrained or "")])
+        parts += [
+            str(self.pretrained or ""),
+            *([str(self.stage1_from)] if self.stage1_from else []),
+        ]
+        return self.settings.digest(self.spec, parts)
 
 
 def intended_use_of(cache: ShardCache, asked: IntendedUse | None) -> IntendedUse:
@@ -115,6 +130,7 @@ def fit(
     now: Callable[[], datetime],
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    cpu_s: Callable[[], float] = time.process_time,
 ) -> Path:
     """Train both stages and write the bundle; return its path.
 
@@ -127,6 +143,7 @@ def fit(
     """
     use = intended_use_of(run.cache, run.words.intended_use)
     state = _claim(run, world, resume)
+    reporter.open(_words(run))
     seed_torch(run.settings.seed, "weights")
     network = ExamNetwork(run.spec)
     if run.pretrained is not None:
@@ -141,12 +158,19 @@ def fit(
     one = _stage_one(run, network, first, world)
 
     def go(plan: StagePlan, checkpoint: Checkpoint | None) -> None:
-        progress = run_stage(plan, run.settings, world, reporter, resume=checkpoint, stop=stop)
+        progress = run_stage(
+            plan, run.settings, world, reporter, resume=checkpoint, stop=stop, cpu_s=cpu_s
+        )
         _load_best(plan)
         if world.leads:
             _write_json(run.out / f"{plan.name}-history.json", progress.to_json())
 
-    if state is None or state[1]["progress"]["stage"] == one.name:
+    if run.stage1_from is not None:
+        if world.leads:
+            take_stage_one(run.stage1_from, run.spec, run.split, one.best_path, run.digest)
+        world.wait()
+        _load_best(one)
+    elif state is None or state[1]["progress"]["stage"] == one.name:
         go(one, state)
         state = None
     else:
@@ -155,7 +179,7 @@ def fit(
         embeddings = embed_all(
             network,
             (*second, *_known(run.split.validation)),
-            run.out,
+            run.stage1_from or run.out,
             world,
             reporter,
             precision_of(run.settings, world),
@@ -172,6 +196,17 @@ def fit(
         )
     world.wait()
     return bundle
+
+
+def _words(run: Run) -> dict[str, str]:
+    """Return the spec and the settings, flat, as experiment trackers take them."""
+    words = {"spec": run.spec.name, "train": str(len(run.split.train)), "digest": run.digest}
+    for key, value in run.settings.to_json().items():
+        if isinstance(value, dict):
+            words |= {f"{key}.{name}": str(part) for name, part in value.items()}
+        else:
+            words[key] = str(value)
+    return words
 
 
 def _claim(run: Run, world: World, resume: bool) -> Checkpoint | None:
@@ -303,6 +338,7 @@ def _stage_one(
         ),
         run=run.out,
         digest=run.digest,
+        cpu_minutes=settings.cpu_minutes1,
     )  # fmt: skip
 
 
@@ -333,6 +369,7 @@ def _stage_two(
         validation=bags(_known(run.split.validation), None),
         run=run.out,
         digest=run.digest,
+        cpu_minutes=settings.cpu_minutes2,
     )
 
 
@@ -359,6 +396,8 @@ def _card(
             _, document = load_checkpoint(path)
             metrics[f"{name} validation loss"] = round(document["validation_loss"], 6)
             metrics[f"{name} best epoch"] = document["epoch"] + 1
+            if "run" in document:
+                metrics[f"{name} of the run of"] = document["run"]
     if first is not second:
         metrics["exams of stage 1"], metrics["exams of stage 2"] = len(first), len(second)
     own = replace(run.spec, stage1=run.settings.stage1, stage2=run.settings.stage2)

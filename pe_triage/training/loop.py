@@ -3,13 +3,14 @@
 Where the loop stands is (epoch, step); batches, rates and random numbers all follow from that
 (`seeding`, `settings.learning_rate`). So a checkpoint is weights, optimiser state and that pair,
 and a resumed run ends with the weights of one that was never interrupted, to the last bit on one
-CPU with the same number of threads.
+CPU with the same number of threads. Only a limit of processor time ends a stage elsewhere.
 """
 
 from __future__ import annotations
 
 import math
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,7 @@ class Progress:
     weight: float = 0.0
     best: float | None = None
     best_epoch: int = -1
+    cpu_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +83,8 @@ class StagePlan:
         Directory of the run.
     digest
         Written to the checkpoint: what a resumed run must agree on.
+    cpu_minutes
+        Processor time that the stage may take; 0 for no limit.
     """
 
     name: str
@@ -90,6 +94,7 @@ class StagePlan:
     validation: Dataset[Any]
     run: Path
     digest: str
+    cpu_minutes: float = 0.0
 
     @property
     def best_path(self) -> Path:
@@ -105,6 +110,7 @@ def run_stage(
     *,
     resume: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    cpu_s: Callable[[], float] = time.process_time,
 ) -> Progress:
     """Train one stage to its end; its best weights then lie at ``plan.best_path``.
 
@@ -115,6 +121,8 @@ def run_stage(
     stop
         Asked after each step, on every process; if it says so anywhere, a checkpoint is written
         and the run ends.
+    cpu_s
+        Processor seconds of this process, loaders not counted.
 
     Raises
     ------
@@ -138,6 +146,12 @@ def run_stage(
             scaler.load_state_dict(document["scaler"])
         at = Progress(**document["progress"])
     wrapped = _wrapped(module, world)
+    before_s = cpu_s() - at.cpu_s
+    allowed_s = 60 * plan.cpu_minutes or math.inf
+
+    def spent() -> bool:
+        at.cpu_s = cpu_s() - before_s
+        return at.cpu_s >= allowed_s
 
     def checkpoint() -> None:
         if world.leads:
@@ -154,7 +168,8 @@ def run_stage(
             )
         world.wait()
 
-    while at.epoch < plan.schedule.epochs:
+    over = at.epoch > 0 and at.cpu_s >= allowed_s
+    while at.epoch < plan.schedule.epochs and not over:
         rate = learning_rate(plan.schedule, at.epoch)
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -164,8 +179,8 @@ def run_stage(
         module.train()
         for batch in _loader(data, at.step, steps, settings, world):
             seed_torch(settings.seed, plan.name, at.epoch, at.step, world.rank)
-            lost, weight, halt = _step(
-                wrapped, batch, optimiser, scaler, parameters, settings, world, stop()
+            lost, weight, halt, over = _step(
+                wrapped, batch, optimiser, scaler, parameters, settings, world, (stop(), spent())
             )
             at.step += 1
             at.lost += lost
@@ -177,10 +192,15 @@ def run_stage(
                     f"stopped in {plan.name}, epoch {at.epoch + 1}, step {at.step}; "
                     "go on with --resume"
                 )
+            if over:
+                break
             if at.step < steps and at.step % settings.checkpoint_steps == 0:
                 checkpoint()
         _end_epoch(plan, at, settings, world, reporter, rate)
+        over = _any(spent(), world)
         checkpoint()
+    if over:
+        reporter.say(f"{plan.name}: its {plan.cpu_minutes:g} CPU minutes are spent")
     return at
 
 
@@ -192,13 +212,13 @@ def _step(
     parameters: list[nn.Parameter],
     settings: TrainSettings,
     world: World,
-    stop: bool,
-) -> tuple[float, float, bool]:
-    """Make one step; return the batch's weighted loss and weight, and whether to stop."""
+    ends: tuple[bool, bool],
+) -> tuple[float, float, bool, bool]:
+    """Make one step; return the batch's weighted loss and weight, and `ends` of any process."""
     optimiser.zero_grad(set_to_none=True)
     lost_weight: Tensor = wrapped(batch)
-    mine = torch.cat([lost_weight.detach().double(), lost_weight.new_tensor([stop]).double()])
-    lost, weight, halt = world.total(mine).tolist()
+    mine = torch.cat([lost_weight.detach().double(), lost_weight.new_tensor(ends).double()])
+    lost, weight, halt, over = world.total(mine).tolist()
     if not math.isfinite(lost):
         raise PeTriageError("the loss is no longer a number: try a lower rate, or --precision fp32")
     # DistributedDataParallel takes the mean over processes: the factor makes it the sum.
@@ -210,7 +230,12 @@ def _step(
     nn.utils.clip_grad_norm_(parameters, settings.clip)
     scaler.step(optimiser)
     scaler.update()
-    return lost, weight, bool(halt)
+    return lost, weight, bool(halt), bool(over)
+
+
+def _any(said: bool, world: World) -> bool:
+    """Whether any process says so."""
+    return bool(world.total(torch.tensor([said], dtype=torch.float64, device=world.device)).item())
 
 
 def _end_epoch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from pe_triage.errors import InputError
+from pe_triage.training.mlflow_log import MlflowLog
 
 
 class Reporter:
@@ -28,8 +29,8 @@ class Reporter:
     ----------
     tensorboard
         Directory for TensorBoard, or None. Needs the package ``tensorboard``.
-    mlflow_uri
-        Tracking URI, or None. Needs the package ``mlflow``.
+    mlflow_log
+        Where figures go too, or None.
 
     Raises
     ------
@@ -42,7 +43,7 @@ class Reporter:
         *,
         speaks: bool,
         tensorboard: Path | None = None,
-        mlflow_uri: str | None = None,
+        mlflow_log: MlflowLog | None = None,
         console: Console | None = None,
     ) -> None:
         self._speaks = speaks
@@ -60,15 +61,11 @@ class Reporter:
         self._task: Any = None
         self._writer: Any = None
         self._open_writer: Callable[[], Any] | None = None
-        self._mlflow: Any = None
+        self._mlflow = mlflow_log if speaks else None
         if speaks and tensorboard is not None:
             # Opened at the first figure: a run that is refused leaves no directory behind.
             module = _needed("torch.utils.tensorboard", "tensorboard")
             self._open_writer = lambda: module.SummaryWriter(str(tensorboard))
-        if speaks and mlflow_uri is not None:
-            self._mlflow = _needed("mlflow", "mlflow")
-            self._mlflow.set_tracking_uri(mlflow_uri)
-            self._mlflow.start_run()
 
     def __enter__(self) -> Reporter:
         self._bar.start()
@@ -84,7 +81,12 @@ class Reporter:
         if self._writer is not None:
             self._writer.close()
         if self._mlflow is not None:
-            self._mlflow.end_run("FAILED" if error else "FINISHED")
+            self._mlflow.end(failed=error is not None)
+
+    def open(self, words: Mapping[str, str]) -> None:
+        """Say that a run which was refused by nothing now begins, and what it is."""
+        if self._mlflow is not None:
+            self._mlflow.begin(words)
 
     def begin(self, words: str, total: int, done: int = 0) -> None:
         """Start a bar in the place of the last one."""
@@ -110,7 +112,7 @@ class Reporter:
             self._writer.add_scalar(name, value, at)
             self._writer.flush()  # once an epoch: a run that is killed keeps its curves
         if self._mlflow is not None:
-            self._mlflow.log_metric(name.replace(" ", "_"), value, step=at)
+            self._mlflow.figure(name, value, at)
 
 
 def tensorboard_there() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -28,6 +29,10 @@ class TrainSettings:
         Slices that stage 1 draws from each exam of a batch.
     max_steps1
         At most so many steps in an epoch of stage 1; 0 for as many as the data give.
+    cpu_minutes1, cpu_minutes2
+        Processor time that a stage may take; 0 for no limit. A stage that has taken it ends there,
+        in the middle of an epoch if need be, and is judged once more. Where a stage ends then
+        depends on the machine, so such runs are not repeated to the last bit.
     stage2_share
         Share of the training patients that stage 1 never sees and stage 2 alone learns from; 0:
         both learn from all.
@@ -44,6 +49,8 @@ class TrainSettings:
     seed: int = 0
     units_per_exam: int = 32
     max_steps1: int = 0
+    cpu_minutes1: float = 0.0
+    cpu_minutes2: float = 0.0
     stage2_share: float = 0.0
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     loss1: str = "challenge"
@@ -62,6 +69,9 @@ class TrainSettings:
         for name in ("units_per_exam", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1")
+        for name in ("cpu_minutes1", "cpu_minutes2"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be a number of at least 0")
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
@@ -79,8 +89,6 @@ class TrainSettings:
 
 def learning_rate(schedule: Schedule, epoch: int) -> float:
     """Return the rate of an epoch, counted from 0, under the schedule alone."""
-    import math
-
     if schedule.scheduler == "step":
         return float(schedule.lr * schedule.gamma ** (epoch // schedule.step_epochs))
     if schedule.scheduler == "cosine":

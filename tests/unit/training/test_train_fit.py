@@ -299,3 +299,121 @@ def test_every_spec_trains_and_its_bundle_loads(tree: Path, tmp_path: Path, name
     )
     bundle = load_bundle(go(run))
     assert bundle.card.spec.name == spec.name
+
+
+class Clock:
+    """Processor time that goes on by a second whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_a_stage_ends_when_its_processor_time_is_spent_and_keeps_its_best(
+    tree: Path, tmp_path: Path
+) -> None:
+    run = a_run(tree, tmp_path / "run", cpu_minutes1=4 / 60, cpu_minutes2=1000.0)
+    with Reporter(speaks=False) as reporter:
+        bundle = fit(run, World(), reporter, now=lambda: datetime.now(UTC), cpu_s=Clock())
+    one, two = (json.loads((run.out / f"stage{k}-history.json").read_text()) for k in (1, 2))
+    assert one["epoch"] == 2, "cut short in the second of three epochs, after three steps"
+    assert len(one["history"]) == 2
+    assert one["best"] == min(e["validation_loss"] for e in one["history"])
+    assert one["cpu_s"] >= 4
+    assert two["epoch"] == 2, "not limited: all its epochs"
+    assert load_bundle(bundle).card.metrics["stage1 best epoch"] in (1, 2)
+
+
+def test_processor_time_spent_before_a_kill_counts_after_it(tree: Path, tmp_path: Path) -> None:
+    def a_limited(out: Path) -> Run:
+        return a_run(tree, out, cpu_minutes1=4 / 60)
+
+    run = a_limited(tmp_path / "run")
+    with Reporter(speaks=False) as reporter:
+        with pytest.raises(KilledError):
+            fit(
+                run, World(), reporter, now=lambda: datetime.now(UTC), stop=killer(2),
+                cpu_s=Clock(),
+            )  # fmt: skip
+        fit(
+            run, World(), reporter, now=lambda: datetime.now(UTC), resume=True, cpu_s=Clock()
+        )  # fmt: skip
+    assert json.loads((run.out / "stage1-history.json").read_text())["epoch"] == 2
+
+
+def test_another_runs_stage_one_is_taken_as_it_is(tree: Path, whole: Path, tmp_path: Path) -> None:
+    other = replace(SPEC, name="gru", sequence="gru", pooling="max")
+    run = replace(a_run(tree, tmp_path / "run", other), stage1_from=whole.parent)
+    bundle = load_bundle(go(run))
+    theirs = load_bundle(whole).network.state_dict()
+    ours = bundle.network.state_dict()
+    for name, tensor in theirs.items():
+        if name.startswith(("encoder.", "slice_heads.")):
+            assert torch.equal(ours[name], tensor), name
+    assert bundle.card.metrics["stage1 of the run of"] == SPEC.name
+    assert not (run.out / "stage1-history.json").exists()
+    # killed in stage 2 it goes on all the same
+    again = replace(run, out=tmp_path / "again")
+    with pytest.raises(KilledError):
+        go(again, stop=killer(3))
+    resumed = load_bundle(go(again, resume=True)).network.state_dict()
+    assert same_weights(resumed, ours)
+
+
+def test_a_stage_one_that_does_not_fit_or_knows_too_much_is_refused(
+    tree: Path, whole: Path, tmp_path: Path
+) -> None:
+    def taking(run: Run) -> Run:
+        return replace(run, stage1_from=whole.parent)
+
+    swapped = a_run(tree, tmp_path / "a")
+    split = swapped.split
+    swapped = replace(swapped, split=replace(split, train=split.validation, validation=split.train))
+    with pytest.raises(
+        InputError, match="learnt from patients of 4 exams of this run's validation"
+    ):
+        go(taking(swapped))
+    with pytest.raises(InputError, match="another encoder or input"):
+        go(taking(a_run(tree, tmp_path / "b", replace(SPEC, planes=3))))
+    with pytest.raises(InputError, match="no stage 2"):
+        go(taking(a_run(tree, tmp_path / "c", replace(SPEC, head="cnn-max"))))
+    unfinished = a_run(tree, tmp_path / "d")
+    with pytest.raises(KilledError):
+        go(unfinished, stop=killer(1))
+    with pytest.raises(InputError, match="not come to its end"):
+        go(replace(a_run(tree, tmp_path / "e"), stage1_from=unfinished.out))
+    with pytest.raises(InputError, match=r"run\.json: not there"):
+        go(replace(a_run(tree, tmp_path / "f"), stage1_from=tmp_path))
+
+
+def test_mixed_precision_trains_and_keeps_its_weights_in_float32(
+    tree: Path, whole: Path, tmp_path: Path
+) -> None:
+    """In bfloat16 on the CPU; what CUDA does with it is not tried here."""
+    run = a_run(
+        tree, tmp_path / "run", precision="bf16", stage1=Schedule(batch=2, epochs=1),
+        stage2=Schedule(batch=2, epochs=1),
+    )  # fmt: skip
+    weights = load_bundle(go(run)).network.state_dict()
+    assert {t.dtype for t in weights.values() if t.is_floating_point()} == {torch.float32}
+    plain = replace(run, settings=replace(run.settings, precision="fp32"), out=tmp_path / "plain")
+    assert not same_weights(weights, load_bundle(go(plain)).network.state_dict())
+    losses = [json.loads((r.out / "stage1-history.json").read_text())["best"] for r in (run, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
+def test_weights_from_a_file_are_where_training_begins(tree: Path, tmp_path: Path) -> None:
+    import timm
+
+    model = timm.create_model("tinynet_e", pretrained=False)
+    file = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), file)
+    still = Schedule(batch=2, epochs=1, lr=1e-30)
+    run = replace(a_run(tree, tmp_path / "run", stage1=still, stage2=still), pretrained=file)
+    begun = load_bundle(go(run)).network.state_dict()
+    assert torch.allclose(
+        begun["encoder.backbone.conv_stem.weight"], model.state_dict()["conv_stem.weight"]
+    )
