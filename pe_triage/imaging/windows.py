@@ -30,11 +30,14 @@ class Window:
     level_hu: float
     width_hu: float
 
-    def apply(self, hu: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map Hounsfield units to [0, 1], float32, of the same shape."""
-        out = (hu - np.float32(self.level_hu - self.width_hu / 2)) * np.float32(1 / self.width_hu)
-        np.clip(out, 0.0, 1.0, out=out)
-        return out
+    def apply(
+        self, hu: NDArray[np.float32], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Map Hounsfield units to [0, 1], float32, of the same shape; into `out` where given."""
+        shifted = np.subtract(hu, np.float32(self.level_hu - self.width_hu / 2), out=out)
+        shifted *= np.float32(1 / self.width_hu)
+        np.clip(shifted, 0.0, 1.0, out=shifted)
+        return shifted
 
 
 LUNG = Window(level_hu=-600, width_hu=1500)
@@ -75,7 +78,7 @@ def window_channels(
     for first in range(0, hu_zyx.shape[0], SLAB):
         resized = resize_slices(hu_zyx[first : first + SLAB], size)
         for channel, window in enumerate(windows):
-            out[first : first + SLAB, channel] = window.apply(resized)
+            window.apply(resized, out=out[first : first + SLAB, channel])
     return out
 
 

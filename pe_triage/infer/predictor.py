@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,10 +157,16 @@ class Predictor:
     def _embed(self, exam: ExamInput, beat: Callable[[], None] | None) -> NDArray[np.float32]:
         step = self._runtime.batch_size
         parts = []
-        for start in range(0, exam.plan.units, step):
-            if beat is not None:
-                beat()
-            parts.append(self._runtime.embed(exam.images(start, start + step)))
+        # The next batch is prepared while this one is encoded: neither holds the GIL.
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as ahead:
+            coming = ahead.submit(exam.images, 0, step)
+            for start in range(0, exam.plan.units, step):
+                if beat is not None:
+                    beat()
+                images = coming.result()
+                if start + step < exam.plan.units:
+                    coming = ahead.submit(exam.images, start + step, start + 2 * step)
+                parts.append(self._runtime.embed(images))
         return np.concatenate(parts)
 
     def predict(self, volume: CtVolume, *, beat: Callable[[], None] | None = None) -> Inference:

@@ -35,6 +35,21 @@ def test_windows_are_those_of_the_reference():
     np.testing.assert_allclose(MEDIASTINAL.apply(hu)[6:], [0, 0.5, 1], atol=1e-6)
 
 
+def test_a_window_is_its_formula_to_the_last_bit_also_in_place():
+    """Training and serving, and bundles made before, rest on these very numbers."""
+    hu = (np.random.default_rng(1).random((2, 33, 65)) * 4000 - 1100).astype(np.float32)
+    for window in RSPECT_WINDOWS:
+        low, scale = window.level_hu - window.width_hu / 2, 1 / window.width_hu
+        expected = ((hu - np.float32(low)) * np.float32(scale)).clip(0.0, 1.0)
+        kept = hu.copy()
+        np.testing.assert_array_equal(window.apply(hu), expected)
+        out = np.full((2, 3, 33, 65), -1, np.float32)
+        window.apply(hu, out=out[:, 1])
+        np.testing.assert_array_equal(out[:, 1], expected)
+        assert (out[:, [0, 2]] == -1).all()
+        np.testing.assert_array_equal(hu, kept)
+
+
 def test_shape_type_range_and_the_slices_own_answer():
     hu = volume((70, 64, 64))
     out = window_channels(hu, RSPECT_WINDOWS, 32)
