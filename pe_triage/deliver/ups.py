@@ -58,6 +58,14 @@ MAX_FOUND = 20
 BEING_READ = "the study's reading is in progress: its priority was left as it is"
 
 
+class _LaterError(Exception):
+    """A question that the server cannot answer now: nothing may be concluded from that."""
+
+    def __init__(self, sent: Sent) -> None:
+        super().__init__(sent.error)
+        self.sent = sent
+
+
 class UpsSender:
     """Carries out workitems at one origin server."""
 
@@ -78,10 +86,15 @@ class UpsSender:
             return Sent(verdict=Verdict.PARK, error=error.message)
         except (ValueError, KeyError, TypeError):
             return Sent(verdict=Verdict.PARK, error=f"{delivery.path} is no list of steps")
-        if sought is not None:
-            done = self._raise_existing(client, uid, sought)
-            if done is not None:
-                return done
+        try:
+            done = None if sought is None else self._raise_existing(client, uid, sought)
+            return done or self._carry_out(client, uid, steps)
+        except _LaterError as later:
+            return later.sent
+
+    def _carry_out(
+        self, client: httpx.Client, uid: str, steps: Sequence[Mapping[str, Any]]
+    ) -> Sent:
         for step in steps:
             outcome = self._step(client, uid, step)
             if outcome.verdict is not Verdict.SENT:
@@ -90,9 +103,7 @@ class UpsSender:
 
     def _raise_existing(self, client: httpx.Client, ours: str, sought: Sought) -> Sent | None:
         """Raise the RIS's own reading tasks; None where ours is to be made."""
-        found, failed = self._search(client, sought)
-        if failed is not None:
-            return failed
+        found = self._search(client, sought)
         if ours in found:  # made before its answer was lost
             return None
         being_read = scheduled = False
@@ -115,23 +126,17 @@ class UpsSender:
             return Sent(verdict=Verdict.WARNING, error=f"{self._options.name}: {BEING_READ}")
         return Sent(verdict=Verdict.SENT) if scheduled else None
 
-    def _search(self, client: httpx.Client, sought: Sought) -> tuple[list[str], Sent | None]:
-        """UIDs of workitems that may be the study's; or how the search failed for now.
+    def _search(self, client: httpx.Client, sought: Sought) -> list[str]:
+        """UIDs of workitems that may be the study's.
 
         A key that the server does not match, or a server without a search, is no failure: then
         there is nothing that we could know of.
         """
         found: dict[str, None] = {}
         for query in sought.queries:
-            response = client.get(
-                f"{self._options.url}/workitems?{query}", headers={"Accept": DICOM_JSON}
-            )
-            outcome = judge(response, f"{self._options.name}: search", self._clock())
-            if outcome.verdict is Verdict.RETRY:
-                return [], outcome
-            if outcome.verdict is Verdict.SENT:
-                found.update(dict.fromkeys(uids_of(_json(response))))
-        return list(found)[:MAX_FOUND], None
+            answer = self._ask(client, f"/workitems?{query}", "search")
+            found.update(dict.fromkeys(uids_of(answer)))
+        return list(found)[:MAX_FOUND]
 
     def _step(self, client: httpx.Client, uid: str, step: Mapping[str, Any]) -> Sent:
         query = f"?{step['query']}" if step["query"] else ""
@@ -157,19 +162,20 @@ class UpsSender:
 
     def _item(self, client: httpx.Client, uid: str) -> Any:
         """Retrieve one workitem; None where there is none that can be read."""
-        response = client.get(
-            f"{self._options.url}/workitems/{uid}", headers={"Accept": DICOM_JSON}
-        )
-        if not response.is_success:
-            return None
-        found = _json(response)
+        found = self._ask(client, f"/workitems/{uid}", "retrieve")
         item = found[0] if isinstance(found, list) and found else found
         # A server that answers with another workitem is not believed.
         return item if uid_of(item) in ("", uid) else None
 
-
-def _json(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return None
+    def _ask(self, client: httpx.Client, path: str, name: str) -> Any:
+        """Answer to a GET; None where it is refused or cannot be read."""
+        response = client.get(f"{self._options.url}{path}", headers={"Accept": DICOM_JSON})
+        outcome = judge(response, f"{self._options.name}: {name}", self._clock())
+        if outcome.verdict is Verdict.RETRY:
+            raise _LaterError(outcome)
+        if outcome.verdict is not Verdict.SENT:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            return None

@@ -7,6 +7,7 @@ our study and the reading of it. Pure functions over DICOM JSON (PS3.18 Annex F)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +25,8 @@ PRIORITY = "00741200"
 WORKITEM_CODE = "00404018"
 CODE_VALUE = "00080100"
 CODE_SCHEME = "00080102"
+
+_UID = re.compile(r"[0-9.]{1,64}")
 
 RANK: Mapping[str, int] = MappingProxyType({"LOW": 0, "MEDIUM": 1, "HIGH": 2})
 """(0074,1200); what a workitem lacks or spells otherwise ranks below all."""
@@ -135,8 +138,8 @@ def _values(item: Any, tag: str) -> Sequence[Any]:
 
 
 def uids_of(found: Any) -> Iterator[str]:
-    """SOP Instance UIDs of a search's result, whatever else it holds."""
+    """SOP Instance UIDs of a search's result; nothing that is no UID gets into a path."""
     for item in found if isinstance(found, list) else ():
         uid = uid_of(item)
-        if uid:
+        if _UID.fullmatch(uid):
             yield uid

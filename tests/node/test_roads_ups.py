@@ -218,7 +218,7 @@ RIS_TASK = "1.2.3.4"
 
 def ris_task(item: Delivery, **changes: Any) -> dict[str, Any]:
     """A reading task as a RIS might have scheduled it: its own identifiers, no study of results."""
-    (ours,) = json.loads(item.path.read_bytes())["steps"]
+    (ours, *_) = json.loads(item.path.read_bytes())["steps"]
     task = Dataset()
     task.PatientID = ours["content"][0]["00100020"]["Value"][0]
     task.ProcedureStepState = "SCHEDULED"
@@ -388,7 +388,29 @@ def test_a_search_that_fails_for_now_is_tried_again(
     assert writes(peer) == []
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[7]", b'[{"00080018": {}}]', b"<html>"])
+@pytest.mark.parametrize("workitem", ["reading", "analysis"])
+def test_a_workitem_that_cannot_be_retrieved_now_is_tried_again(
+    workitem: str, tmp_path: Path, phantom_dir: Path
+) -> None:
+    item = delivery(tmp_path, phantom_dir, workitem)
+    server = with_task(item) if workitem == "reading" else UpsServer()
+
+    def answer(request: Request) -> Any:
+        if request.method == "GET" and "?" not in request.path:
+            return 503, {"Retry-After": "7"}, b""
+        return server(request) if workitem == "reading" else (409, {}, b"")
+
+    with HttpPeer(answer) as peer:
+        sent = send(peer.url, item)
+    assert (sent.verdict, sent.retry_after_s) == (RETRY, 7.0)
+    assert sent.error == "ups: retrieve: HTTP 503: server error"
+    assert server.order == []
+
+
+EVIL = json.dumps([{"00080018": {"vr": "UI", "Value": ["../admin?x"]}}]).encode()
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[7]", b'[{"00080018": {}}]', b"<html>", EVIL])
 def test_what_a_search_brings_is_not_trusted(
     body: bytes, tmp_path: Path, phantom_dir: Path
 ) -> None:
@@ -403,6 +425,7 @@ def test_what_a_search_brings_is_not_trusted(
         item = delivery(tmp_path, phantom_dir, "reading")
         assert send(peer.url, item).verdict is Verdict.SENT
     assert len(server.order) == 1
+    assert not any("admin" in r.path for r in peer.requests)
 
 
 def test_a_site_can_have_ours_whatever_is_there(tmp_path: Path, phantom_dir: Path) -> None:
