@@ -121,7 +121,7 @@ class Settings(BaseModel):
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
         default=1, description="Worker processes of serve; 0 where others work on this database."
     )
-    key_slices: Annotated[int, Field(ge=1, le=8)] = Field(
+    key_slices: Annotated[int, Field(ge=3, le=8)] = Field(
         default=5, description="Key slices at most."
     )
     lease_s: Annotated[float, Field(ge=1)] = Field(
