@@ -43,6 +43,8 @@ from rich.progress import MofNCompleteColumn, Progress
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the resamples.")
 @click.option("--gallery", type=click.IntRange(0, 50), default=4, show_default=True,
               help="Exams of each kind in the gallery of heatmaps.")  # fmt: skip
+@click.option("--heatmaps/--no-heatmaps", default=True, show_default=True,
+              help="Hold heatmaps against masks and causes.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--runtime", type=click.Choice(["auto", "pytorch", "openvino"]), default="auto",
               show_default=True, help="What runs stage 1.")  # fmt: skip
@@ -62,6 +64,7 @@ def evaluate(
     resamples: int,
     seed: int,
     gallery: int,
+    heatmaps: bool,
     device: str,
     runtime: str,
     threads: int,
@@ -86,6 +89,7 @@ def evaluate(
         runtime=runtime,
         threads=threads,
         gallery=gallery,
+        heatmaps=heatmaps,
         calibrate=calibrate,
         aim=Aim.parse(aim_text),
     )

@@ -39,7 +39,7 @@ from pe_triage.training.evaluate_data import (
 from pe_triage.training.evaluate_gallery import Case, choose_cases, make_case
 from pe_triage.training.evaluate_localisation import Peak, localisation_figures
 from pe_triage.training.evaluate_report import render
-from pe_triage.training.evaluate_run import Run, run_bundle
+from pe_triage.training.evaluate_run import Run, run_bundle, same_encoder
 from pe_triage.training.evaluate_seeds import PUBLISHED
 from pe_triage.training.evaluate_subgroups import subgroup_documents
 from pe_triage.training.evaluate_tables import all_labels, label_samples, score_document
@@ -66,6 +66,8 @@ class Options:
         As the node's settings of these names.
     gallery
         Exams of each kind in the gallery.
+    heatmaps
+        Whether heatmaps are held against masks and causes; without, it is faster.
     calibrate
         Where to write the bundle with temperatures and thresholds fitted on these studies.
     aim
@@ -82,6 +84,7 @@ class Options:
     runtime: str = "auto"
     threads: int = 2
     gallery: int = 4
+    heatmaps: bool = True
     calibrate: Path | None = None
     aim: Aim = field(default_factory=lambda: Aim(metric="sensitivity", at_least=0.95))
 
@@ -131,9 +134,12 @@ def evaluate(
     predictor = None
     if bundle is not None:
         predictor = _load(bundle, options)
+        others = [_load(path, options) for path in options.compare if path.is_dir()]
         run = run_bundle(
-            predictor, studies, out / "work", threads=options.threads, progress=progress
-        )
+            predictor, studies, out / "work", threads=options.threads, progress=progress,
+            beside=[other for other in others if same_encoder(predictor, other)],
+            explained=options.heatmaps,
+        )  # fmt: skip
     else:
         assert options.predictions is not None
         run = read_run(options.predictions, studies)
@@ -325,8 +331,9 @@ def _compare(
     if other.is_dir():
         predictor = _load(other, options)
         second = run_bundle(
-            predictor, studies, out / "work", threads=options.threads, progress=progress
-        ).table
+            predictor, studies, out / "work", threads=options.threads, progress=progress,
+            explained=False,
+        ).table  # fmt: skip
     else:
         second = read_run(other, studies).table
     first, second = common_exams([table, second])

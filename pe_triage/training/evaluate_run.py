@@ -35,8 +35,11 @@ from pe_triage.training.evaluate_localisation import Peak, judge_peaks, load_mas
 from pe_triage.training.predictions import Predictions, write_npz
 
 KEY_SLICES: Final = 5
-_SHARD: Final = 2
+_SHARD: Final = 3
 """Version of the small files."""
+_UNEXPLAINED: Final = {"peaks": np.array("[]"), "pointed": np.array("null")}
+_INPUT_KEYS: Final = ("windows", "size", "planes", "slice_mm", "lung", "encoder", "window_slices",
+                      "window_step", "mean", "std")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,8 @@ def run_bundle(
     *,
     threads: int = 2,
     progress: Callable[[str], None] | None = None,
+    explained: bool = True,
+    beside: Sequence[Predictor] = (),
 ) -> Run:
     """Predict every study, reusing what lies in `work`.
 
@@ -84,15 +89,21 @@ def run_bundle(
         Decoding threads of the one study that is read ahead.
     progress
         Called with the UID of each study when it is done or skipped.
+    explained
+        Whether heatmaps are held against masks too; comparisons do without.
+    beside
+        Further predictors with this one's encoder (`same_encoder`): they conclude from the same
+        embeddings, and their small files are written for a later run without explanations.
 
     Raises
     ------
     InputError
         `work` cannot be written, or no study at all could be used.
     """
-    folder = work / predictor.identity.sha256[:16]
+    folder = _folder(work, predictor)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for each in (predictor, *beside):
+            _folder(work, each).mkdir(parents=True, exist_ok=True)
         salt = _salt(work)
     except OSError as error:
         raise InputError(f"cannot write {work}: {error.strerror or error}") from None
@@ -100,7 +111,7 @@ def run_bundle(
     skipped: dict[str, str] = {}
     todo = []
     for study in studies:
-        shard = _read_shard(_path(folder, study), _key(predictor, study))
+        shard = _read_shard(_path(folder, study), _key(predictor, study, explained))
         if shard is None:
             todo.append(study)
         else:
@@ -112,13 +123,18 @@ def run_bundle(
             skipped[study.study_uid] = str(loaded)
         else:
             try:
-                shard = _predict(predictor, study, loaded, salt)
+                inference = predictor.predict(loaded.volume)
+                shard = _answers(predictor, inference, study, loaded, salt)
+                if explained:
+                    shard |= _explanations(predictor, inference, study, loaded)
+                for other in beside:
+                    second = _concluded(other, inference)
+                    answers = _answers(other, second, study, loaded, salt)
+                    _write(work, other, study, False, answers)
             except PermanentError as error:
                 skipped[study.study_uid] = str(error)
             else:
-                shard["key"] = np.array(_key(predictor, study))
-                write_npz(_path(folder, study), shard)
-                shards[study.study_uid] = shard
+                shards[study.study_uid] = _write(work, predictor, study, explained, shard)
         if progress is not None:
             progress(study.study_uid)
     used = tuple(study for study in studies if study.study_uid in shards)
@@ -140,8 +156,44 @@ def _path(folder: Path, study: LabelledStudy) -> Path:
     return folder / f"{hashlib.sha256(study.study_uid.encode()).hexdigest()[:32]}.npz"
 
 
-def _key(predictor: Predictor, study: LabelledStudy) -> str:
-    hasher = hashlib.sha256(f"{_SHARD} {predictor.identity.sha256} {study.study_uid}".encode())
+def _folder(work: Path, predictor: Predictor) -> Path:
+    return work / predictor.identity.sha256[:16]
+
+
+def same_encoder(one: Predictor, other: Predictor) -> bool:
+    """Whether two bundles' stage 1 is the same, weights and input alike."""
+
+    def what(predictor: Predictor) -> tuple[Any, ...]:
+        network, spec = predictor.network, predictor.card.spec
+        return (
+            *(getattr(spec, name) for name in _INPUT_KEYS),
+            *((k, t.cpu().numpy().tobytes()) for k, t in network.encoder.state_dict().items()),
+        )
+
+    return what(one) == what(other)
+
+
+def _concluded(predictor: Predictor, inference: Inference) -> Inference:
+    """Return what another stage 2 says of the same embeddings."""
+    prediction = predictor.conclude(inference.feat_zd, inference.plan)
+    return Inference(prediction=prediction, feat_zd=inference.feat_zd, plan=inference.plan)
+
+
+def _write(
+    work: Path,
+    predictor: Predictor,
+    study: LabelledStudy,
+    explained: bool,
+    shard: dict[str, Any],
+) -> dict[str, Any]:
+    keyed = {**_UNEXPLAINED, **shard, "key": np.array(_key(predictor, study, explained))}
+    write_npz(_path(_folder(work, predictor), study), keyed)
+    return keyed
+
+
+def _key(predictor: Predictor, study: LabelledStudy, explained: bool) -> str:
+    head = f"{_SHARD} {predictor.identity.sha256} {study.study_uid} {explained}"
+    hasher = hashlib.sha256(head.encode())
     extra = () if study.mask_path is None else (study.mask_path,)
     for path in sorted((*study.files, *extra)):
         try:
@@ -182,13 +234,11 @@ def _read_ahead(
             yield study, loaded
 
 
-def _predict(
-    predictor: Predictor, study: LabelledStudy, loaded: LoadedStudy, salt: bytes
+def _explanations(
+    predictor: Predictor, inference: Inference, study: LabelledStudy, loaded: LoadedStudy
 ) -> dict[str, Any]:
-    volume = loaded.volume
-    inference = predictor.predict(volume)
-    prediction = inference.prediction
-    image_logit_z, exam_logit_l, bag_d = raw_outputs(predictor, inference)
+    """Where the heatmaps peak: against the clots' mask, or, without PE, anywhere."""
+    volume, prediction = loaded.volume, inference.prediction
     peaks: list[dict[str, Any]] = []
     pointed: list[float] | None = None
     if study.positive and study.mask_path is not None:
@@ -201,6 +251,18 @@ def _predict(
         if key.heatmap_yx.any():
             voxel = np.array([key.peak_yx[1], key.peak_yx[0], surest, 1.0])
             pointed = [round(float(v), 2) for v in (volume.affine_lps @ voxel)[:3]]
+    return {"peaks": np.array(json.dumps(peaks)), "pointed": np.array(json.dumps(pointed))}
+
+
+def _answers(
+    predictor: Predictor,
+    inference: Inference,
+    study: LabelledStudy,
+    loaded: LoadedStudy,
+    salt: bytes,
+) -> dict[str, Any]:
+    volume, prediction = loaded.volume, inference.prediction
+    image_logit_z, exam_logit_l, bag_d = raw_outputs(predictor, inference)
     # Without a Patient ID a study is a patient of its own.
     who = loaded.patient_id or f"study {study.study_uid}"
     return {
@@ -215,8 +277,6 @@ def _predict(
         "exam_logit_l": exam_logit_l,
         "bag_d": bag_d,
         "facts": np.array(json.dumps(_facts(loaded.facts, loaded))),
-        "peaks": np.array(json.dumps(peaks)),
-        "pointed": np.array(json.dumps(pointed)),
     }
 
 

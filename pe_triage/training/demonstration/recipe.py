@@ -206,7 +206,7 @@ def calibrate_all(
             out,
             # All three read one encoder: the first run embeds for the others too.
             Options(
-                calibrate=target, gallery=0, threads=threads,
+                calibrate=target, gallery=0, heatmaps=False, threads=threads,
                 compare=tuple(b for b in bundles.values() if b != bundle and not finished),
             ),
             now=now(),

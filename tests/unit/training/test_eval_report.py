@@ -285,3 +285,30 @@ def test_the_command_and_its_exit_codes(
 def test_no_labelled_data_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither train"):
         find_studies(tmp_path)
+
+
+def test_bundles_of_one_encoder_share_its_work_and_say_what_each_says_alone(
+    data: Path, bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = 0
+    embed = Predictor._embed
+
+    def counted(self: Predictor, *args: object) -> object:
+        nonlocal embedded
+        embedded += 1
+        return embed(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Predictor, "_embed", counted)
+    quick = replace(OPTIONS, gallery=0, heatmaps=False)
+    both = evaluate(bundles[0], data, tmp_path / "both", replace(quick, compare=(bundles[1],)),
+                    now=NOW)  # fmt: skip
+    assert embedded == STUDIES
+    evaluate(bundles[1], data, tmp_path / "alone", quick, now=NOW)
+    assert embedded == 2 * STUDIES
+    alone = load_predictions(tmp_path / "alone" / "predictions.npz")
+    evaluate(bundles[1], data, tmp_path / "both", quick, now=NOW)
+    assert embedded == 2 * STUDIES
+    beside = load_predictions(tmp_path / "both" / "predictions.npz")
+    np.testing.assert_array_equal(beside.exam_sl, alone.exam_sl)
+    np.testing.assert_array_equal(beside.slice_probability_k, alone.slice_probability_k)
+    assert both.document["gallery"] == []
