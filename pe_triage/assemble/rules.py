@@ -88,13 +88,13 @@ class EligibilityRules:
     air_tolerance_hu: float = 80.0
     min_lung_extent_mm: float = 80.0
     min_lung_fraction: float = 0.08
-    max_slice_jump: float = 2.5
+    max_slice_jump: float = 2.0
     max_blank_slices: int = 0
     max_saturated_slices: int = 0
     min_grain: float = 0.3
     tie_contrast_hu: float = 100.0
     good_vessel_hu: float = 150.0
-    max_noise_hu: float = 50.0
+    max_noise_hu: float = 60.0
 
     @staticmethod
     def from_table(table: Mapping[str, Any]) -> EligibilityRules:

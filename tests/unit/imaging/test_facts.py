@@ -140,6 +140,23 @@ def test_age_falls_back_to_birth_date_which_is_not_kept(tmp_path, ct_writer):
     assert "2010" not in repr(record)
 
 
+@pytest.mark.parametrize(
+    ("tag", "value", "seconds"),
+    [
+        (0x00080032, b"101500.25 ", 36900.25),
+        (0x00080032, b"10:15:00", 36900.0),
+        (0x00080032, b"1015", None),
+        (0x00080032, b"251500", None),
+        (0x0008002A, b"20260101101500.5+0100 ", 36900.5),
+        (0x0008002A, b"20260101", None),
+    ],
+)
+def test_the_time_of_acquisition(tmp_path, tag, value, seconds):
+    vr = b"TM" if tag == 0x00080032 else b"DT"
+    facts = read_instance(raw_file(tmp_path / "a.dcm", {tag: (vr, value)})).facts
+    assert facts.acquisition_time_s == seconds
+
+
 @pytest.mark.parametrize("tag", sorted(UIDS))
 @pytest.mark.parametrize("value", [None, b"", b"1.2.x ", b"1" * 70])
 def test_missing_or_malformed_uid_is_refused(tmp_path, tag, value):

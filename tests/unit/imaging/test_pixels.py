@@ -129,6 +129,18 @@ def test_padding_becomes_air(tmp_path, ct_writer, padding, limit, stored, is_pad
         assert value == (-1024 if padded else want)
 
 
+@pytest.mark.parametrize(("padding", "limit"), [(1064, None), (-2000, 1100)])
+def test_padding_that_stands_for_tissue_is_refused(tmp_path, ct_writer, padding, limit):
+    path = ct_writer(
+        tmp_path / "a.dcm",
+        smooth() + np.int16(1024),
+        PixelPaddingValue=padding,
+        PixelPaddingRangeLimit=limit,
+    )
+    with pytest.raises(ImagingError, match="which is tissue"):
+        decode_hu(path)
+
+
 def test_padding_wider_than_the_stored_bits_is_its_own_pattern(tmp_path, ct_writer):
     stored = np.array([[63536, 63536 & 0xFFF], [7, 8]], np.uint16)
     path = ct_writer(tmp_path / "a.dcm", stored, BitsStored=12, HighBit=11, PixelPaddingValue=63536)
