@@ -212,6 +212,29 @@ def test_colours_rise_evenly_in_grey():
     assert (np.diff(luma[::4]) > 0).all()
 
 
+# Viénot, Brettel, Mollon 1999: linear RGB as protanopes and deuteranopes see it.
+COLOUR_BLIND = {
+    "protanope": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+    "deuteranope": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+}
+
+
+@pytest.mark.parametrize("eyes", COLOUR_BLIND)
+def test_colours_rise_for_the_colour_blind(eyes):
+    def lightness(colors):
+        rgb = np.asarray(colors, dtype=float) / 255
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        seen = np.clip(linear @ np.array(COLOUR_BLIND[eyes]).T, 0, 1)
+        luminance = seen @ [0.2126, 0.7152, 0.0722]
+        return np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
+
+    steps = np.diff(lightness(heat_table()[::16]))
+    assert (steps > 2).all()
+    # The banners of HIGH, MEDIUM and LOW, which differ in words and bars besides.
+    banners = lightness([drawing.VERMILLION, drawing.ORANGE, drawing.YELLOW])
+    assert (np.diff(banners) > 8).all()
+
+
 def test_colours_bear_bad_values():
     colors = heat_colors(np.array([np.nan, -3.0, 0.0, 1.0, 9.0]))
     assert (colors[0] == colors[2]).all()
