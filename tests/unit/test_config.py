@@ -44,6 +44,15 @@ def test_environment_lists_are_separated_by_commas() -> None:
         ({}, {}, 'workers = "many"', "workers"),
         ({}, {}, "not toml", "node.toml"),
         ({}, {}, 'send_to = ["A@h:1", "A@h:1"]', "send_to"),
+        ({}, {}, '[query]\npacs = "PACS"', "query.pacs"),
+        ({}, {}, "[query]\npacz = 1", "query.pacz"),
+        ({}, {}, "[watch]\nwindow = 1", "watch.window"),
+        ({}, {}, '[watch]\nmetrics_file = "x.txt"', "watch.metrics_file"),
+        ({}, {}, "[watch]\nbaseline_since = 2026-01-01T00:00:00", "watch.baseline_since"),
+        ({}, {}, '[reconcile]\nat = "25:00"', "reconcile.at"),
+        ({}, {}, '[[senders]]\naet = "A"\n[[senders]]\naet = "A"', "senders"),
+        ({}, {}, '[[senders]]\naet = "A"\nquiet_s = 0', "senders[1].quiet_s"),
+        ({}, {"PE_TRIAGE_QUERY": "PACS@h:1"}, "", "PE_TRIAGE_QUERY"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_its_key(

@@ -58,6 +58,28 @@ def test_every_key_of_a_destination_is_documented(table: type) -> None:
         assert row in section, "run: PYTHONPATH=. python docs/make_integration.py"
 
 
+def test_every_key_and_alarm_of_watching_is_documented() -> None:
+    text = (DOCS / "watching.md").read_text(encoding="utf-8")
+    make = script("make_watching")
+    for name, table in make.MONITORING_TABLES.items():
+        section = text[text.index(f"### `{name}`") :].split("\n### ")[0]
+        for row in make.rows(table):
+            assert row in section, "run: PYTHONPATH=. python docs/make_watching.py"
+    for row in make.alarm_rows():
+        assert row in text, "run: PYTHONPATH=. python docs/make_watching.py"
+
+
+def test_the_example_of_watching_can_be_loaded(tmp_path: Path) -> None:
+    (example,) = re.findall(
+        r"```toml\n(.*?)```", (DOCS / "watching.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    path = tmp_path / "site.toml"
+    path.write_text(example, encoding="utf-8")
+    settings = load_settings({}, config_file=path, environ={})
+    assert settings.query.peer is not None
+    assert settings.senders[0].quiet_s == 180
+
+
 def test_the_examples_of_integration_can_be_loaded(tmp_path: Path) -> None:
     text = (DOCS / "integration.md").read_text(encoding="utf-8")
     examples = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)

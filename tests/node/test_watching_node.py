@@ -1,0 +1,163 @@
+"""A whole node that watches: a PACS is asked, a day is compared, alarms are sent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from standardwebhooks import Webhook
+
+from tests.node.conftest import QUICK, storescu
+from tests.support.dcmtk import StoreScp
+from tests.support.finding import Archive, finding_scp, tiny_ct
+from tests.support.node import RunningNode, pe_triage, wait_for
+from tests.support.orthanc import Orthanc
+from tests.support.peers import dcmtk_environment, require_program
+from tests.support.roads import HttpPeer
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+PERSON = {"PatientID": "PID-WATCH", "PatientName": "PLANTED^WATCH", "PatientBirthDate": "19500102"}
+
+
+def config(folder: Path, text: str) -> Path:
+    path = folder / "watch.toml"
+    head = "".join(f"{key} = {json.dumps(value)}\n" for key, value in QUICK.items())
+    path.write_text(head + text)
+    return path
+
+
+def states(document: dict[str, Any]) -> set[str]:
+    return {d["state"] for r in document["results"] for d in r["deliveries"]}
+
+
+def test_a_real_pacs_says_when_a_study_is_whole(
+    tmp_path: Path, tiny_bundle: Path, orthanc: Orthanc
+) -> None:
+    """Nothing but the count can close these early: no series is eligible, quiet time is 60 s."""
+
+    whole, short = "2.25.8101", "2.25.8102"
+    files = {uid: tiny_ct(tmp_path / uid, uid, 6, **PERSON) for uid in (whole, short)}
+    subprocess.run(
+        [
+            *(require_program("storescu", "dcmtk"), "-aec", "ORTHANC", "127.0.0.1"),
+            *(str(orthanc.dicom_port), *map(str, files[whole] + files[short])),
+        ],
+        env=dcmtk_environment(),
+        check=True,
+        capture_output=True,
+    )
+    settings = config(
+        tmp_path,
+        f'quiet_s = 60.0\n[query]\npacs = "{orthanc.address}"\n'
+        '[[senders]]\naet = "HASTY"\nquiet_s = 2.0\nexpected_wait_s = 5.0\n',
+    )
+    flags = ("--model", tiny_bundle, "--config", settings, "--send-to", orthanc.address)
+    with RunningNode(tmp_path / "data", *flags) as node:
+        storescu(node, files[whole])
+        document = node.wait_ended(whole)
+        assert document["completeness"]["sign"] == "expected_count"
+        assert document["completeness"]["expected_images"] == 6
+        # A result that the PACS holds as well is no image that is missing here.
+        assert states(document) == {"SENT"}
+
+        storescu(node, files[short][:4], "-aet", "HASTY")
+        document = node.wait_ended(short)
+        assert document["completeness"]["sign"] == "quiet"
+        assert document["completeness"]["expected_images"] == 6
+        assert "4 of 6" in document["completeness"]["reason"]
+        closed = [e for e in node.events("study.complete") if e["study_uid"] == short]
+        assert closed[0]["missing"] == 2
+
+        storescu(node, files[short][4:], "-aet", "HASTY")
+        document = node.wait_ended(short, run=2)
+        assert document["completeness"]["sign"] == "expected_count"
+        assert document["instances"] == 6
+
+        orthanc.stop(kill=True)
+        alone = "2.25.8103"
+        storescu(node, tiny_ct(tmp_path / alone, alone, 3, **PERSON), "-aet", "HASTY")
+        document = node.wait_ended(alone, delivered=False)
+        assert document["completeness"]["sign"] == "quiet", "a dead PACS blocks nothing"
+        assert node.events("query.failed")
+
+
+def test_identity_reconciliation_and_alarms(tmp_path: Path, tiny_bundle: Path) -> None:
+    archive = Archive()
+    (tmp_path / "secret").write_text(SECRET)
+    metrics = tmp_path / "pe_triage.prom"
+    reading = StoreScp(tmp_path / "reading")
+    same, merged, gone = "2.25.8201", "2.25.8202", "2.25.8203"
+    day = {"StudyDate": "20260301", "StudyTime": "080000", "ModalitiesInStudy": "CT"}
+    for uid in (same, merged, gone):
+        archive.add(uid, **PERSON, **day, series={f"{uid}.1": ("CT", 3)})
+    with finding_scp(archive) as pacs, HttpPeer() as pager:
+        settings = config(
+            tmp_path,
+            f'[query]\npacs = "{pacs}"\nidentity_fresh_s = 0.1\n'
+            f'[watch]\nevery_s = 1.0\nmetrics_file = "{metrics}"\n'
+            '[[destinations]]\nname = "pager"\ntype = "webhook"\nalarms = "only"\n'
+            f'url = "{pager.url}"\nsecret_file = "{tmp_path / "secret"}"\n',
+        )
+        data = tmp_path / "data"
+        flags = ("--model", tiny_bundle, "--config", settings, "--send-to", reading.address)
+        with RunningNode(data, *flags) as node:
+            # Both wait for a destination that is away; meanwhile a patient is corrected.
+            for uid in (same, merged):
+                storescu(node, tiny_ct(tmp_path / uid, uid, 3, **PERSON))
+                node.wait_ended(uid, delivered=False)
+            archive.studies[merged]["PatientID"] = "PID-OTHER"
+            with reading:
+                document = node.wait_ended(same, timeout_s=60)
+                assert states(document) == {"SENT"}
+                document = node.wait_ended(merged, timeout_s=60)
+                assert states(document) == {"PARKED"}
+                why = {d["last_error"] for r in document["results"] for d in r["deliveries"]}
+                assert len(why) == 1
+                assert "Patient ID (0010,0020) differs" in why.pop()
+                assert not reading.stored(merged)
+
+                def told() -> dict[str, Any]:
+                    return {r.json["data"]["alarm"]: r for r in pager.requests}
+
+                request = wait_for(lambda: told().get("watch.parked"), 30, "the pager is told")
+                assert Webhook(SECRET).verify(request.body, request.headers)
+                assert request.json["type"] == "pe_triage.alarm.raised"
+                assert node.events("watch.parked")
+
+                done = pe_triage(
+                    *("reconcile", "--data-dir", data, "--config", settings),
+                    *("--date", "2026-03-01", "--json"),
+                )
+                assert done.returncode == 1, done.stderr
+                report = json.loads(done.stdout)
+                assert {s["study_uid"]: s["verdict"] for s in report["studies"]} == {
+                    gone: "NEVER_CAME",
+                    merged: "NOT_DELIVERED",
+                    same: "ANSWERED",
+                }
+                wait_for(lambda: metrics.exists(), 10, "metrics are written")
+                families = {f.name: f for f in text_string_to_metric_families(metrics.read_text())}
+                alarms = {s.labels["alarm"] for s in families["pe_triage_alarm"].samples}
+                assert alarms == {"watch.parked"}
+                assert metrics.stat().st_mode & 0o777 == 0o644
+
+                # The correction is put right at the PACS; a person sends again.
+                archive.studies[merged]["PatientID"] = PERSON["PatientID"]
+                retried = pe_triage("deliveries", "retry", "--data-dir", data)
+                assert retried.returncode == 0
+                wait_for(lambda: states(node.show(merged) or {}) == {"SENT"}, 30, "sent at last")
+                wait_for(lambda: node.events("watch.cleared"), 15, "the alarm is over")
+            quiet = pe_triage("watch", "--data-dir", data, "--config", settings, "--json")
+            assert quiet.returncode == 0, quiet.stdout
+            assert json.loads(quiet.stdout)["alarms"] == []
+            lines = "\n".join(node.lines)
+        assert not any(word in lines for word in ("PID-WATCH", "PLANTED", "PID-OTHER"))
+    none = pe_triage("reconcile", "--data-dir", data, "--config", settings, "--date", "2026-03-01")
+    assert none.returncode == 1
+    assert "connection refused" in none.stderr
+    nobody = pe_triage("reconcile", "--data-dir", data)
+    assert nobody.returncode == 2
+    assert "query.pacs" in nobody.stderr
