@@ -1,6 +1,7 @@
 """All named specs on the same phantoms under equal processor time: AUC, parameters, seconds.
 
     python tests/benchmarks/specs.py --out DIR [--only SPEC ...] [--quick]
+    python tests/benchmarks/specs.py --out DIR --table --into docs/specs.md
 
 What is drawn, trained and tested is fixed in ``specs.json`` beside this file. Specs that differ
 only behind the encoder share its training (``--stage1-from``), as in their sources, and start with
@@ -52,6 +53,8 @@ from pe_triage.training.splits import Split, read_split  # noqa: E402
 
 TIMED = 3
 """Studies whose analysis is timed."""
+BEGIN, END = "<!-- specs table -->", "<!-- end of specs table -->"
+"""Between these a page holds the table."""
 
 
 def protocol(quick: bool) -> dict[str, Any]:
@@ -246,6 +249,13 @@ def table(out: Path, plan: dict[str, Any]) -> str:
     return text
 
 
+def put(text: str, page: Path) -> None:
+    """Put the table between the page's markers."""
+    before, rest = page.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    page.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+
+
 def words(interval: dict[str, Any]) -> str:
     """``.812 (.750-.868)``."""
     if interval["value"] is None:
@@ -271,6 +281,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="these specs; else all")
     parser.add_argument("--minutes", type=float, help="of stage 1, in place of the protocol's")
     parser.add_argument("--table", action="store_true", help="only write the table again")
+    parser.add_argument("--into", type=Path, help="with --table: put it into this page")
     options = parser.parse_args()
     torch.set_num_threads(1)
     plan = protocol(options.quick)
@@ -278,7 +289,10 @@ def main() -> None:
         plan["cpu_minutes1"], plan["cpu_minutes2"] = options.minutes, options.minutes / 4
     out = options.out.resolve()
     if options.table:
-        print(table(out, plan))
+        text = table(out, plan)
+        if options.into is not None:
+            put(text, options.into)
+        print(text)
         return
     out.mkdir(parents=True, exist_ok=True)
     kept = out / "protocol.json"
