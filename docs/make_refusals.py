@@ -28,6 +28,8 @@ prints for every series the rule, the reason, what was measured and what to do; 
 keys of [`[eligibility]`](configuration.md). Every case of `tests/corpus/cases.md` states, in plain
 words, what was changed in a series and which answer must follow.
 
+What the pixel measures read on phantoms and on real chests: [quality.md](quality.md).
+
 Where several series remain, the choice is explained as `series_choice` in `show` and in the SR.
 """
 
@@ -109,10 +111,8 @@ def document() -> str:
         lines += [title, "", *_table(rows), ""]
     lines += ["## Other reasons", "", "| reason | what it means |", "|---|---|"]
     lines += [f"| {reason} | {meaning} |" for reason, meaning in OTHER]
-    return "\n".join(lines) + "\n" + MEASURED
+    return "\n".join(lines) + "\n"
 
-
-MEASURED = ""
 
 if __name__ == "__main__":
     TARGET.write_text(document(), encoding="utf-8")

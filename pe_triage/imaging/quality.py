@@ -1,7 +1,7 @@
 """How well a volume was imaged: noise and its grain, soft tissue, slices that do not belong.
 
 All figures are robust ones over the whole volume, so that a single implant, a streak or an edge
-does not decide; `docs/refusals.md` states what they measure on phantoms and on real chests.
+does not decide; `docs/quality.md` states what they measure on phantoms and on real chests.
 """
 
 from __future__ import annotations

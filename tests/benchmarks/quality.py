@@ -2,21 +2,20 @@
 
 Run: PYTHONPATH=. python tests/benchmarks/quality.py --count 60 --real FOLDER
 
-The figures of docs/refusals.md come from here. Each phantom is measured as it is, with one slice of
+The figures of docs/quality.md come from here. Each phantom is measured as it is, with one slice of
 another phantom in it, and with two slices exchanged.
 """
 
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_triage.domain import CtVolume, ReceivedInstance, VolumeMeasures
-from pe_triage.imaging.facts import read_instance
+from pe_triage.cli.analyze import read_folder
+from pe_triage.domain import CtVolume, VolumeMeasures
 from pe_triage.imaging.measure import measure_volume
 from pe_triage.imaging.quality import slice_jump
 from pe_triage.imaging.volume import load_volume
@@ -35,29 +34,6 @@ def as_volume(hu_zyx: NDArray[np.int16], spacing_mm: tuple[float, float, float])
         sop_instance_uids=tuple(f"1.{z}" for z in range(len(hu_zyx))),
         series_uid="1.2",
     )
-
-
-def read(folder: Path) -> CtVolume:
-    held = []
-    for path in sorted(folder.glob("*.dcm")):
-        record = read_instance(path)
-        held.append(
-            ReceivedInstance(
-                study_uid=record.study_uid,
-                series_uid=record.series_uid,
-                sop_instance_uid=record.sop_instance_uid,
-                sop_class_uid=record.sop_class_uid,
-                transfer_syntax_uid=record.transfer_syntax_uid,
-                identity=record.identity,
-                sha256="",
-                size_bytes=0,
-                path=path,
-                received_at=datetime.now(UTC),
-                calling_aet="",
-                facts=record.facts,
-            )
-        )
-    return load_volume(held)
 
 
 def line(name: str, values: list[float | None]) -> str:
@@ -104,7 +80,7 @@ def main() -> None:
     given = options.parse_args()
     if given.real is not None:
         for folder in sorted({p.parent for p in given.real.glob("chest_*/*.dcm")}):
-            print(folder.name, measure_volume(read(folder)), flush=True)
+            print(folder.name, measure_volume(load_volume(read_folder(folder))), flush=True)
     for preset in PRESETS:
         of_preset(preset, given.count, given.size, given.slices)
     for preset in PRESETS:
