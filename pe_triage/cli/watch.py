@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pe_triage.cli.options import node_options, settings_from
+from pe_triage.domain import Outcome
 
 if TYPE_CHECKING:
+    from pe_triage.watch.charts import RateChart
     from pe_triage.watch.samples import RunSample
 
 
@@ -36,7 +38,7 @@ def watch(
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     from pe_triage.app import local_now, open_existing_database
     from pe_triage.store.watching import WatchStore
-    from pe_triage.watch.alarms import draw, judge
+    from pe_triage.watch.alarms import day_chart, draw, judge
     from pe_triage.watchers import alarm_store
 
     engine = open_existing_database(settings)
@@ -56,7 +58,10 @@ def watch(
             field.name: _chart(getattr(charts, field.name), field.name)
             for field in dataclasses.fields(charts)
         },
-        "days": [_of_day(day, items) for day, items in _by_day(samples, now, days)],
+        "days": [
+            _of_day(day, items, lambda runs, of: day_chart(runs, history, settings.watch, of))
+            for day, items in _by_day(samples, now, days)
+        ],
         "situation": dataclasses.asdict(situation),
         "alarms": [
             {"alarm": name, "subject": subject, "message": message}
@@ -103,7 +108,11 @@ def _by_day(
     return sorted(found.items())
 
 
-def _of_day(day: str, samples: list[RunSample]) -> dict[str, Any]:
+def _of_day(
+    day: str,
+    samples: list[RunSample],
+    chart_of: Callable[[Sequence[RunSample], Outcome], RateChart | None],
+) -> dict[str, Any]:
     latencies = [s.latency_s for s in samples if s.latency_s is not None]
     entropies = [s.attention_entropy for s in samples if s.attention_entropy is not None]
     words = [str(s.outcome) if s.outcome else str(s.state) for s in samples]
@@ -113,6 +122,11 @@ def _of_day(day: str, samples: list[RunSample]) -> dict[str, Any]:
         **{word: words.count(word) for word in sorted(set(words))},
         "median_latency_s": statistics.median(latencies) if latencies else None,
         "mean_attention_entropy": statistics.fmean(entropies) if entropies else None,
+        "outside": [
+            word
+            for word in (Outcome.POSITIVE, Outcome.NOT_EVALUATED)
+            if (chart := chart_of(samples, word)) is not None and chart.outside
+        ],
     }
 
 
@@ -136,6 +150,7 @@ def _text(document: dict[str, Any]) -> str:
         lines.append(
             f"{day['day']}  {day['studies']:>7}  {counts}  "
             f"{'-' if latency is None else f'{latency:.0f}':>9}"
+            + "".join(f"  {word} OUTSIDE" for word in day["outside"])
         )
     lines.append("")
     lines += [

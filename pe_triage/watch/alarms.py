@@ -79,12 +79,35 @@ def judge(history: History, situation: Situation, settings: WatchTable) -> tuple
     return tuple(finding for rule in RULES for finding in rule(view))
 
 
+def day_chart(
+    samples: Sequence[RunSample], history: History, settings: WatchTable, outcome: Outcome
+) -> RateChart | None:
+    """Chart of one day's answered studies; None without any, or before there is a baseline."""
+    count = _COUNTED[outcome]
+    expected = {
+        Outcome.POSITIVE: settings.positive_rate,
+        Outcome.NOT_EVALUATED: settings.not_evaluated_rate,
+    }[outcome]
+    day, before = answered(samples), answered(history.baseline)
+    if not day or (expected is None and (len(history.baseline) < history.wanted or not before)):
+        return None
+    baseline = (sum(map(count, before)), len(before)) if before else None
+    return rate_chart(sum(map(count, day)), len(day), baseline=baseline, expected=expected)
+
+
 def _is_positive(sample: RunSample) -> bool:
     return sample.outcome is Outcome.POSITIVE
 
 
 def _is_not_evaluated(sample: RunSample) -> bool:
     return sample.outcome is Outcome.NOT_EVALUATED
+
+
+_COUNTED: Mapping[Outcome, Callable[[RunSample], bool]] = {
+    Outcome.POSITIVE: _is_positive,
+    Outcome.NOT_EVALUATED: _is_not_evaluated,
+}
+"""Outcomes whose share has a chart."""
 
 
 def _log_latency(sample: RunSample) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import update
 
 from pe_triage.domain import DeliveryState, Outcome, Priority, StudyState
 from pe_triage.monitoring import WatchTable
+from pe_triage.node.worker import Worker
 from pe_triage.store import schema
 from pe_triage.store.alarms import AlarmStore
 from pe_triage.store.documents import show
@@ -89,6 +91,21 @@ def test_what_closed_a_study_is_shown_and_kept_by_a_reprocess(store: StoreUnderT
     store.finish(store.claimed())
     document = show(store.engine, uid, store.data_dir)
     assert (document["run"], document["completeness"]) == (2, wanted)
+
+
+def test_a_run_that_was_closed_short_is_a_caution(store: StoreUnderTest) -> None:
+    """`report.policy.decide` makes a negative answer INDETERMINATE by it."""
+    closing = Closing(sign="quiet", reason="2 of 9 instances have arrived", expected_images=9)
+    store.receive(STUDY, 2)
+    store.enqueue(closing=closing)
+    job = store.claimed()
+    assert store.queue.closing(job) == closing
+    worker: Any = SimpleNamespace(_queue=store.queue)
+    assert Worker._cautions(worker, job, 2) == ("only 2 of the 9 images at the PACS had come",)
+    assert Worker._cautions(worker, job, 9) == ()
+    store.finish(job)
+    store.queued(f"{STUDY}.2")
+    assert Worker._cautions(worker, store.claimed(), 2) == ()
 
 
 def test_situation(store: StoreUnderTest) -> None:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pe_triage.domain import Outcome, StudyState
 from pe_triage.monitoring import WatchTable
-from pe_triage.watch.alarms import NAMES, draw, judge
+from pe_triage.watch.alarms import NAMES, day_chart, draw, judge
 from pe_triage.watch.metrics import exposition, gauges
 from pe_triage.watch.samples import History, RunSample, Situation, Waiting, attention_entropy
 
@@ -105,6 +105,20 @@ def test_a_constant_output_is_noticed_after_eight_studies_even_without_a_baselin
     assert names(History(latest=(*frozen[:-1], last))) == [], "differs in the sixth digit"
     refused = runs(3, 4, pe_probability=None)
     assert names(History(latest=(*frozen[:4], *refused, *frozen[4:]))) == ["watch.constant_output"]
+
+
+def test_a_day_is_judged_by_itself_too() -> None:
+    def outside(day: list[RunSample], past: History = IN_ORDER, **change: Any) -> bool | None:
+        settings = SETTINGS.model_copy(update=change)
+        chart = day_chart(day, past, settings, Outcome.POSITIVE)
+        return None if chart is None else chart.outside
+
+    assert outside(runs(20, 5)) is False
+    assert outside(runs(20, 5, outcome=Outcome.POSITIVE)) is True
+    assert outside([]) is None
+    assert outside(runs(20, 5, outcome=None)) is None
+    assert outside(runs(20, 5), History()) is None
+    assert outside(runs(20, 5, outcome=Outcome.POSITIVE), History(), positive_rate=0.2) is True
 
 
 def test_faster_results_are_no_alarm() -> None:
