@@ -7,13 +7,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from standardwebhooks import Webhook
 
+from pe_triage.cli import main
 from tests.node.conftest import QUICK, storescu
 from tests.support.dcmtk import StoreScp
 from tests.support.finding import Archive, finding_scp, tiny_ct
-from tests.support.node import RunningNode, pe_triage, wait_for
+from tests.support.node import RunningNode, wait_for
 from tests.support.orthanc import Orthanc
 from tests.support.peers import dcmtk_environment, require_program
 from tests.support.roads import HttpPeer
@@ -84,7 +86,15 @@ def test_a_real_pacs_says_when_a_study_is_whole(
         assert node.events("query.failed")
 
 
-def test_identity_reconciliation_and_alarms(tmp_path: Path, tiny_bundle: Path) -> None:
+def test_identity_reconciliation_and_alarms(
+    tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*words: object) -> tuple[int, str, str]:
+        """Run the command line here: a process of its own would cost seconds each time."""
+        code = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
     archive = Archive()
     (tmp_path / "secret").write_text(SECRET)
     metrics = tmp_path / "pe_triage.prom"
@@ -127,12 +137,12 @@ def test_identity_reconciliation_and_alarms(tmp_path: Path, tiny_bundle: Path) -
                 assert request.json["type"] == "pe_triage.alarm.raised"
                 assert node.events("watch.parked")
 
-                done = pe_triage(
+                code, out, err = command(
                     *("reconcile", "--data-dir", data, "--config", settings),
                     *("--date", "2026-03-01", "--json"),
                 )
-                assert done.returncode == 1, done.stderr
-                report = json.loads(done.stdout)
+                assert code == 1, err
+                report = json.loads(out)
                 assert {s["study_uid"]: s["verdict"] for s in report["studies"]} == {
                     gone: "NEVER_CAME",
                     merged: "NOT_DELIVERED",
@@ -146,18 +156,17 @@ def test_identity_reconciliation_and_alarms(tmp_path: Path, tiny_bundle: Path) -
 
                 # The correction is put right at the PACS; a person sends again.
                 archive.studies[merged]["PatientID"] = PERSON["PatientID"]
-                retried = pe_triage("deliveries", "retry", "--data-dir", data)
-                assert retried.returncode == 0
+                assert command("deliveries", "retry", "--data-dir", data)[0] == 0
                 wait_for(lambda: states(node.show(merged) or {}) == {"SENT"}, 30, "sent at last")
                 wait_for(lambda: node.events("watch.cleared"), 15, "the alarm is over")
-            quiet = pe_triage("watch", "--data-dir", data, "--config", settings, "--json")
-            assert quiet.returncode == 0, quiet.stdout
-            assert json.loads(quiet.stdout)["alarms"] == []
+            code, out, _ = command("watch", "--data-dir", data, "--config", settings, "--json")
+            assert code == 0, out
+            assert json.loads(out)["alarms"] == []
             lines = "\n".join(node.lines)
         assert not any(word in lines for word in ("PID-WATCH", "PLANTED", "PID-OTHER"))
-    none = pe_triage("reconcile", "--data-dir", data, "--config", settings, "--date", "2026-03-01")
-    assert none.returncode == 1
-    assert "connection refused" in none.stderr
-    nobody = pe_triage("reconcile", "--data-dir", data)
-    assert nobody.returncode == 2
-    assert "query.pacs" in nobody.stderr
+    code, _, err = command("reconcile", "--data-dir", data, "--config", settings)
+    assert code == 1
+    assert "connection refused" in err
+    code, _, err = command("reconcile", "--data-dir", data)
+    assert code == 2
+    assert "query.pacs" in err
