@@ -73,8 +73,9 @@ ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
     "stack": {"domain"},
     "app": {"startup", "watchers"},
     "cli": {"app", "watchers"},
-    # Evaluation judges what is served, so it predicts and explains by the code that serves.
-    "training": {"infer"},
+    # Evaluation judges what is served, so it predicts and explains by the code that serves. The
+    # demonstration model is made of phantoms.
+    "training": {"infer", "phantom"},
 }
 
 
