@@ -145,12 +145,13 @@ class JoinedBackbone(nn.Module):
         strides = [spec.stride, spec.join_stride]
         whole: Any = timm.create_model(spec.backbone, pretrained=False, features_only=True)
         reduction = list(whole.feature_info.reduction())
-        self.trunk: Any = timm.create_model(
+        trunk: Any = timm.create_model(
             spec.backbone, pretrained=False, features_only=True, in_chans=spec.channels,
             out_indices=tuple(reduction.index(stride) for stride in strides),
         )  # fmt: skip
+        self.trunk = trunk
         self._factor = spec.join_stride // spec.stride
-        self.join = nn.Conv2d(sum(self.trunk.feature_info.channels()), spec.join_dim, 1, bias=False)
+        self.join = nn.Conv2d(sum(trunk.feature_info.channels()), spec.join_dim, 1, bias=False)
         self.norm = nn.BatchNorm2d(spec.join_dim)
 
         self.cells = nn.Conv2d(spec.join_dim, spec.evidence, 1) if spec.evidence else None

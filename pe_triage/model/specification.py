@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
@@ -320,7 +320,7 @@ def _are_counts(values: tuple[int, ...]) -> bool:
     return all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
 
 
-_RULES: Final = (
+_RULES: Final[tuple[tuple[Callable[[ModelSpec], bool], str], ...]] = (
     (
         lambda s: (s.encoder == "window") == (s.backbone == R3D18),
         f"encoder window goes with backbone {R3D18}, and only with it",

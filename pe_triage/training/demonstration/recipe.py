@@ -69,9 +69,10 @@ SPEC: Final = ModelSpec(
         loss="image+attention", optimiser="adamw", lr=2e-4, weight_decay=0.01, scheduler="cosine",
         batch=32, batch_of="units", epochs=2, sampling="balanced", attention_weight=1.0,
     ),
+    dropout=0.5,
     stage2=Schedule(
-        loss="challenge", optimiser="adamw", lr=1e-3, weight_decay=1e-3, scheduler="cosine",
-        batch=16, epochs=40,
+        loss="challenge", optimiser="adamw", lr=1e-3, weight_decay=0.05, scheduler="cosine",
+        batch=16, epochs=12,
     ),
 )  # fmt: skip
 """Cells of at most 12 mm on every phantom: stride 8 of 320 pixels over at most 470 mm."""
@@ -194,7 +195,7 @@ def calibrate_all(
         data / "drawn", list(part.seeds), partial(write_phantom, part=part, seeds=recipe.seeds,
         out=data), workers=recipe.workers, progress=lambda done, _total: reporter.step(done),
     )  # fmt: skip
-    finished = {}
+    finished: dict[str, Path] = {}
     for name, bundle in bundles.items():
         target = recipe.out / f"bundle-{name}"
         reporter.begin(f"calibration: {name}", part.count)
@@ -267,7 +268,7 @@ def _teach_encoder(
     )
     seed_torch(0, "demonstration weights")
     network = ExamNetwork(replace(recipe.spec, head="cnn-max"))
-    network.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.encoder.to(memory_format=torch.channels_last)
     patches = StagePlan(
         name="patches",
         module=PatchStage(network, recipe.precision),
@@ -314,7 +315,7 @@ def _embed_all(
 ) -> Path:
     network = ExamNetwork(replace(recipe.spec, head="cnn-max"))
     network.load_state_dict(state)
-    network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.eval().to(memory_format=torch.channels_last)
     hasher = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         hasher.update(name.encode() + tensor.numpy().tobytes())

@@ -173,6 +173,6 @@ class SliceStage(_Stage):
         assert var is not None
         std = torch.sqrt(var + self.normal.eps)
         for head in (self.slice_heads.image, self.slice_heads.exam):
-            head.weight /= std
-            head.bias -= head.weight @ mean
+            head.weight.div_(std)
+            head.bias.sub_(head.weight @ mean)
         self.normal.reset_running_stats()
