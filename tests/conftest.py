@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,9 @@ def real_ct() -> Path:
         if (candidate / "README.md").is_file():
             return candidate
     pytest.skip("no real CT: the folder ../shared/data does not stand beside the project")
+
+
+@pytest.fixture
+def fresh_logs() -> None:
+    """Forget a configuration of logging that an earlier test left: its level would hide events."""
+    structlog.reset_defaults()

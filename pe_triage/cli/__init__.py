@@ -37,7 +37,9 @@ COMMANDS: dict[str, _Lazy] = {
     "deliveries": _Lazy("deliveries", "List what waits or is parked; send parked results again."),
     "quarantine": _Lazy("quarantine", "Review what was set aside."),
     "watch": _Lazy("watch", "Print control charts and the alarms that stand."),
-    "reconcile": _Lazy("reconcile", "Compare a day with the PACS: what never came, or got nothing."),
+    "reconcile": _Lazy(
+        "reconcile", "Compare a day with the PACS: what never came, or got nothing."
+    ),
     "echo": _Lazy("echo", "Send a C-ECHO to a peer."),
     "db": _Lazy("db", "Manage the database schema."),
     "phantom": _Lazy("phantom", "Generate synthetic CTPA studies."),

@@ -26,6 +26,8 @@ from pe_triage.store.engine import db_now
 from pe_triage.store.watching import WatchStore
 from tests.support.store import EMPTY_ANSWER, PACS, START, STUDY, StoreUnderTest
 
+pytestmark = pytest.mark.usefixtures("fresh_logs")
+
 
 class Pager:
     """Takes what it is told, or is away."""

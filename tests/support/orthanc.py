@@ -31,9 +31,7 @@ class Orthanc:
     `plugins` are base names of Debian's plugin libraries, such as ``OrthancDicomWeb``.
     """
 
-    def __init__(
-        self, home: Path, plugins: Sequence[str] = (), *, may_ask: bool = True
-    ) -> None:
+    def __init__(self, home: Path, plugins: Sequence[str] = (), *, may_ask: bool = True) -> None:
         self._program = require_program("Orthanc", "orthanc")
         self.home = home
         self.dicom_port = free_port()

@@ -75,7 +75,7 @@ def problem_on_delivery(source: Dataset, identity: PatientIdentity, folder: Path
     studies: Any = SimpleNamespace(get=lambda _uid: SimpleNamespace(identity=identity))
     nothing: Any = SimpleNamespace()
     deliverer = Deliverer("PACS", outbox=nothing, studies=studies, send=nothing, jitter=lambda: 0.5)
-    return deliverer._identity_problem(
+    problem, _ = deliverer._identity_problem(
         Delivery(
             delivery_id=1,
             study_uid="1.2.3",
@@ -88,6 +88,7 @@ def problem_on_delivery(source: Dataset, identity: PatientIdentity, folder: Path
             attempts=0,
         )
     )
+    return problem
 
 
 def check_all_readers(folder: Path, patient_id: bytes, issuer: bytes, charset: bytes) -> None:

@@ -33,6 +33,8 @@ from pe_triage.model.spec import SPECS
 
 Make = Callable[..., CtVolume]
 MakePredictor = Callable[..., Predictor]
+pytestmark = pytest.mark.usefixtures("fresh_logs")
+
 CPU = torch.device("cpu")
 
 STRUCTURES = (
