@@ -103,8 +103,8 @@ class DeviceFaultError(RetryableError):
         self.process_is_lost = process_is_lost
 
 
-class DeliveryError(PeTriageError):
-    """A destination did not take an object.
+class PeerError(PeTriageError):
+    """A DICOM peer did not do what it was asked.
 
     Parameters
     ----------
@@ -117,6 +117,10 @@ class DeliveryError(PeTriageError):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class DeliveryError(PeerError):
+    """A destination did not take an object."""
 
 
 class RetryableDeliveryError(DeliveryError, RetryableError):
@@ -127,20 +131,8 @@ class PermanentDeliveryError(DeliveryError, PermanentError):
     """The destination refused the object for good; the delivery is parked where people see it."""
 
 
-class QueryError(PeTriageError):
-    """A peer did not answer a question (C-FIND) so that the answer can be used.
-
-    Parameters
-    ----------
-    message
-        What happened.
-    status
-        DIMSE status of the response where one came, else None.
-    """
-
-    def __init__(self, message: str, *, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
+class QueryError(PeerError):
+    """A peer did not answer a question (C-FIND) so that the answer can be used."""
 
 
 class QueryUnavailableError(QueryError, RetryableError):

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -145,7 +144,8 @@ def serve_ohif(pages: Path, dicomweb: str) -> Iterator[str]:
 @contextmanager
 def browser(profile: Path) -> Iterator[Any]:
     """Chromium without a screen and without the network; a selenium driver."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    from selenium import webdriver  # a real browser's driver: only where one is opened
+
     program = require_program("chromium", "chromium")
     driver_program = require_program("chromedriver", "chromium-driver")
     options = webdriver.ChromeOptions()

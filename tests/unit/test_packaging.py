@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.peers import missing
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -65,7 +67,7 @@ def test_nothing_committed_names_a_machine_or_a_registry() -> None:
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if listed.returncode != 0:
-        pytest.skip("not a git checkout")
+        missing("git, or the checkout that this test lists,", "git")
     bad = []
     for name in filter(None, listed.stdout.split("\0")):
         path = ROOT / name

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -115,7 +116,6 @@ def test_real_chests_without_contrast_measure_blood(real_ct, receive_file, name)
 
 
 def test_real_contrast_cropped_to_the_heart_measures_contrast(real_ct):
-    nib = pytest.importorskip("nibabel")
     image = nib.as_closest_canonical(nib.load(real_ct / "cta_nifti" / "ct_cropped.nii.gz"))
     # NIfTI's canonical axes are RAS+; ours run along LPS.
     hu = np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1, ::-1]

@@ -7,7 +7,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import nibabel as nib
+import nrrd
 import numpy as np
 import pydicom
 import pytest
@@ -29,9 +31,6 @@ from pe_triage.training.make_tree import make_tree
 from pe_triage.training.mask_sources import cad_pe_cases, fumpe_cases, read_mat_mask
 from pe_triage.training.rspect import read_rspect
 from pe_triage.training.volumes import load_exam
-
-h5py = pytest.importorskip("h5py", reason="MATLAB 7.3 needs h5py")
-nrrd = pytest.importorskip("nrrd", reason="CAD-PE needs pynrrd")
 
 SLICES, SIZE = 8, 64
 

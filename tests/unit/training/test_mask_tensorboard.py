@@ -8,12 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing import event_accumulator as accumulator
 
 from tests.support.rspect import small_tree
-
-accumulator = pytest.importorskip(
-    "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
-)
 
 
 @pytest.fixture(scope="module")

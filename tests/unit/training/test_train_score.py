@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import metrics
 
 from pe_triage.domain import EXAM_LABELS, IMAGE_LABEL
 from pe_triage.errors import InputError
@@ -83,7 +84,6 @@ def test_weights_are_those_of_the_challenge() -> None:
 
 
 def test_scikit_learn_agrees_row_by_row_and_weighted() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(3)
     y = rng.integers(0, 2, 200)
     p = rng.random(200)
