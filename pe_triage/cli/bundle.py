@@ -62,12 +62,8 @@ def demonstration(out: Path, workers: int, precision: str) -> None:
 
     import torch
 
-    from pe_triage.training.demonstration.recipe import (
-        Amounts,
-        Recipe,
-        calibrate_all,
-        make_demonstration,
-    )
+    from pe_triage.training.demonstration.calibrate import calibrate_all
+    from pe_triage.training.demonstration.recipe import Amounts, Recipe, make_demonstration
     from pe_triage.training.demonstration.seeds import read_seeds
     from pe_triage.training.reporting import Reporter
 

@@ -1,10 +1,9 @@
-"""The recipe of the demonstration model, from seeds to calibrated bundles.
+"""The recipe of the demonstration model, from seeds to bundles; `calibrate` finishes them.
 
 1. Draw the phantoms of `seeds`: specimens for stage 1, whole exams for stage 2.
 2. Teach the encoder on patches around vessels, on crops of the chest, on whole slices (`stages`).
 3. Embed the exams, which stage 1 never saw, and teach stage 2: with attention, and with mean
    pooling beside it; the third system asks the slice of maximum confidence and has no stage 2.
-4. Draw the validation phantoms, and choose temperatures and thresholds on them.
 
 Everything lies in one directory and goes on where it stopped. The same processor and number of
 threads give the same weights.
@@ -13,17 +12,14 @@ threads give the same weights.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,19 +33,16 @@ from pe_triage.model.decisions import THRESHOLD_KEYS
 from pe_triage.model.network import ExamNetwork
 from pe_triage.model.schedule import Schedule
 from pe_triage.model.spec import ModelSpec
-from pe_triage.phantom.study import generate_study
-from pe_triage.phantom.writer import write_study
 from pe_triage.training.batches import BagDataset, read_embedding
 from pe_triage.training.cache import CachedExam
 from pe_triage.training.checkpoint import load_checkpoint
 from pe_triage.training.demonstration.batches import PatchDataset, SliceDataset
 from pe_triage.training.demonstration.drawing import Make, draw_all
 from pe_triage.training.demonstration.exams import embed, exam_path, make_exam, read_exam
-from pe_triage.training.demonstration.seeds import SeedPart, Seeds
+from pe_triage.training.demonstration.seeds import Seeds
 from pe_triage.training.demonstration.specimens import make_specimen
 from pe_triage.training.demonstration.stages import KINDS, PatchStage, SliceStage
 from pe_triage.training.distributed import World
-from pe_triage.training.evaluate import Options, evaluate
 from pe_triage.training.loop import CHECKPOINT_NAME, StagePlan, run_stage
 from pe_triage.training.reporting import Reporter
 from pe_triage.training.seeding import seed_torch
@@ -176,59 +169,6 @@ def make_demonstration(
     return bundles
 
 
-def calibrate_all(
-    recipe: Recipe,
-    bundles: Mapping[str, Path],
-    reporter: Reporter,
-    *,
-    now: Callable[[], datetime],
-    threads: int = 2,
-) -> dict[str, Path]:
-    """Choose temperatures and thresholds on the validation phantoms; return the finished bundles.
-
-    The PE threshold is the highest that finds 95 of 100 exams with PE.
-    """
-    data, out = recipe.out / "validation", recipe.out / "calibration"
-    part = recipe.seeds.parts["validation"]
-    reporter.begin("phantoms: validation", part.count)
-    draw_all(
-        data / "drawn", list(part.seeds), partial(write_phantom, part=part, seeds=recipe.seeds,
-        out=data), workers=recipe.workers, progress=lambda done, _total: reporter.step(done),
-    )  # fmt: skip
-    finished: dict[str, Path] = {}
-    for name, bundle in bundles.items():
-        target = recipe.out / f"bundle-{name}"
-        reporter.begin(f"calibration: {name}", part.count)
-        shutil.rmtree(target, ignore_errors=True)
-        done = itertools.count(1)
-        found = evaluate(
-            bundle,
-            data,
-            out,
-            # All three read one encoder: the first run embeds for the others too.
-            Options(
-                calibrate=target, gallery=0, heatmaps=False, threads=threads,
-                compare=tuple(b for b in bundles.values() if b != bundle and not finished),
-            ),
-            now=now(),
-            progress=lambda _uid: reporter.step(next(done)),  # noqa: B023  used in this pass only
-        )  # fmt: skip
-        found.html_path.replace(out / f"{name}.html")
-        found.json_path.replace(out / f"{name}.json")
-        finished[name] = target
-    return finished
-
-
-def write_phantom(seed: int, *, part: SeedPart, seeds: Seeds, out: Path) -> dict[str, Any]:
-    """Write a phantom of a part as DICOM with its truth; the returned array only marks it done."""
-    assert part.preset is not None
-    study = generate_study(
-        seed, part.preset, size=seeds.size, slice_spacing_mm=seeds.slice_spacing_mm
-    )
-    write_study(study, out)
-    return {"seed": np.array([seed])}
-
-
 def draw_phantoms(
     recipe: Recipe, part: str, directory: Path, make: Make, reporter: Reporter
 ) -> list[int]:
@@ -279,6 +219,8 @@ def _teach_encoder(
         digest=recipe.digest,
     )
     _run(recipe, patches, reporter, stop)
+    # Anew: where random numbers stand here depends on whether the patches were taught just now.
+    seed_torch(0, "demonstration heads")
     module = SliceStage(network, recipe.precision)
     # Crops first, of half the pixels; then some whole slices, over which means are other means.
     for name, schedule, steps, cropped in (

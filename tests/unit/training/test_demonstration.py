@@ -25,6 +25,7 @@ from pe_triage.training.demonstration.batches import (
     PatchDataset,
     SliceDataset,
 )
+from pe_triage.training.demonstration.calibrate import calibrate_all
 from pe_triage.training.demonstration.drawing import draw_all
 from pe_triage.training.demonstration.recipe import SPEC, Amounts, Recipe, make_demonstration
 from pe_triage.training.demonstration.seeds import SeedPart, Seeds, read_seeds
@@ -35,6 +36,7 @@ from pe_triage.training.demonstration.stages import (
     cell_truth,
     dense_loss,
 )
+from pe_triage.training.evaluate_calibrate import METRICS_KEY
 from pe_triage.training.loop import TrainingStoppedError
 from pe_triage.training.reporting import Reporter
 
@@ -188,7 +190,7 @@ def _tiny(out: Path) -> Recipe:
         return SeedPart(name=name, first=first, count=count, preset="standard")
 
     parts = (part("specimens", POSITIVE_SEED, 6), part("specimens-validation", 21000000, 4),
-             part("exams", 22000000, 4))  # fmt: skip
+             part("exams", 22000000, 4), part("validation", 23000000, 8))  # fmt: skip
     return Recipe(
         seeds=Seeds(size=64, slice_spacing_mm=8.0, parts={p.name: p for p in parts}),
         out=out, amounts=TINY_AMOUNTS, workers=1, precision=torch.float32, spec=TINY,
@@ -243,5 +245,13 @@ def test_a_run_stopped_again_and_again_ends_with_the_weights_of_one_that_was_not
     )[0]
     assert patches.hu.shape[1:] == (PATCH, PATCH)
     assert (patches.what & 1).any()
+    finished = calibrate_all(_tiny(tmp_path / "whole"), whole, reporter, now=now)
+    for name, path in finished.items():
+        made = load_bundle(path)
+        assert made.card.version == "1+cal"
+        assert METRICS_KEY in made.card.metrics
+        same = _weights(whole[name])
+        assert all(torch.equal(made.network.state_dict()[k], t) for k, t in same.items())
+        assert (tmp_path / "whole" / "calibration" / f"{name}.html").is_file()
     with pytest.raises(InputError, match="other settings"):
         make_demonstration(replace(_tiny(tmp_path / "whole"), amounts=Amounts()), reporter, now=now)
