@@ -82,7 +82,9 @@ _PATCHES: Final = Schedule(
     optimiser="adamw", lr=1.5e-3, weight_decay=0.01, scheduler="cosine", batch=64,
     batch_of="units", epochs=12,
 )  # fmt: skip
-_CHESTS: Final = replace(_PATCHES, lr=8e-4, batch=32, epochs=5)
+_PATCH_PASSES: Final = (("patches", 0.6, _PATCHES.lr), ("patches-more", 1.0, 1e-3))
+"""Name, share of the specimens and learning rate: the second pass begins where the first ended."""
+_CHESTS: Final = replace(_PATCHES, lr=8e-4, batch=32, epochs=10)
 TRAINING_DATA: Final = (
     "phantoms only, drawn by pe-triage phantom's generator; no image of a patient. Voxel masks of "
     "clots taught stage 1, kinds of clot and the ventricles' ratio beside them."
@@ -97,6 +99,8 @@ class Amounts:
     ----------
     patch_steps, chest_steps, slice_steps
         Steps of one epoch.
+    patch_epochs
+        Of each of the two passes over patches.
     """
 
     patch_steps: int = 320
@@ -209,16 +213,19 @@ def _teach_encoder(
     seed_torch(0, "demonstration weights")
     network = ExamNetwork(replace(recipe.spec, head="cnn-max"))
     network.encoder.to(memory_format=torch.channels_last)
-    patches = StagePlan(
-        name="patches",
-        module=PatchStage(network, recipe.precision),
-        schedule=replace(_PATCHES, epochs=amounts.patch_epochs),
-        batches=lambda epoch: PatchDataset(directory, train, amounts.patch_steps, epoch),
-        validation=PatchDataset(directory, held, max(1, amounts.patch_steps // 8), -1),
-        run=recipe.out,
-        digest=recipe.digest,
-    )
-    _run(recipe, patches, reporter, stop)
+    patches = PatchStage(network, recipe.precision)
+    for name, share, lr in _PATCH_PASSES:
+        some = train[: round(share * len(train))]
+        plan = StagePlan(
+            name=name,
+            module=patches,
+            schedule=replace(_PATCHES, lr=lr, epochs=amounts.patch_epochs),
+            batches=partial(_patches, directory, some, amounts.patch_steps),
+            validation=PatchDataset(directory, held, max(1, amounts.patch_steps // 8), -1),
+            run=recipe.out,
+            digest=recipe.digest,
+        )
+        _run(recipe, plan, reporter, stop)
     # Anew: where random numbers stand here depends on whether the patches were taught just now.
     seed_torch(0, "demonstration heads")
     module = SliceStage(network, recipe.precision)
@@ -244,6 +251,10 @@ def _teach_encoder(
         _run(recipe, plan, reporter, stop)
     module.fold()
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def _patches(directory: Path, seeds: Sequence[int], steps: int, epoch: int) -> PatchDataset:
+    return PatchDataset(directory, seeds, steps, epoch)
 
 
 def _slices(
