@@ -41,6 +41,13 @@ TRANSITIONS: Mapping[DeliveryState, frozenset[DeliveryState]] = {
 }
 """From which state `mark` may lead where; anything else is ignored and said so."""
 
+COMMITMENT_ENDED: Mapping[str, Any] = {
+    "commit_since": None,
+    "commit_next_at": None,
+    "commit_error": None,
+}
+"""Columns of a delivery of which nobody is asked to commit any more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undelivered:
@@ -68,6 +75,9 @@ class Outbox:
         `Delivery.path` is absolute: inside it.
     clock
         For ``sent_at`` and ``delivered_at``.
+    commits
+        Destination to the seconds after which it is asked to commit to what it took; see
+        `commitments`. Others are not asked.
     """
 
     def __init__(
@@ -76,10 +86,12 @@ class Outbox:
         data_dir: Path,
         *,
         clock: Callable[[], datetime] = utc_now,
+        commits: Mapping[str, float] | None = None,
     ) -> None:
         self._engine = engine
         self._data_dir = data_dir
         self._clock = clock
+        self._commits = dict(commits or {})
 
     def due(self, destination: str, limit: int, *, early: bool = False) -> list[Delivery]:
         """Deliveries to `destination` whose time has come.
@@ -210,11 +222,12 @@ class Outbox:
                 values["next_attempt_at"] = db_now() + retry_in_s
             if state in DELIVERED and row.sent_at is None:
                 values["sent_at"] = self._clock()
+            values |= self._commitment(row.destination, was, state)
             connection.execute(
                 update(deliveries).where(deliveries.c.delivery_id == delivery_id).values(**values)
             )
             if state in DELIVERED:
-                self._complete(connection, row.job_id)
+                complete_job(connection, row.job_id, self._clock())
             return True
 
         return write(self._engine, work)
@@ -346,20 +359,20 @@ class Outbox:
         )
         return write(self._engine, lambda c: len(c.execute(statement).all()))
 
-    def _complete(self, connection: Connection, job_id: int) -> None:
-        jobs, deliveries = schema.jobs, schema.deliveries
-        # The job's lock orders two senders that mark its last two deliveries at the same moment:
-        # the second one's next statement sees what the first has committed.
-        connection.execute(select(jobs.c.job_id).where(jobs.c.job_id == job_id).with_for_update())
-        undelivered = exists().where(
-            deliveries.c.job_id == job_id,
-            deliveries.c.state.not_in([s.value for s in DELIVERED]),
-        )
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.job_id == job_id, jobs.c.delivered_at.is_(None), ~undelivered)
-            .values(delivered_at=self._clock())
-        )
+    def _commitment(
+        self, destination: str, was: DeliveryState, state: DeliveryState
+    ) -> dict[str, Any]:
+        if state is COMMITTED:
+            return dict(COMMITMENT_ENDED)
+        delay_s = self._commits.get(destination)
+        if was is not PENDING or state not in DELIVERED or delay_s is None:
+            return {}
+        return {
+            "commit_since": db_now(),
+            "commit_next_at": db_now() + delay_s,
+            "commit_attempts": 0,
+            "commit_error": None,
+        }
 
     def _delivery(self, row: Mapping[Any, Any]) -> Delivery:
         deliveries, results = schema.deliveries, schema.results
@@ -376,6 +389,23 @@ class Outbox:
             last_error=row[deliveries.c.last_error],
             sha256=row[results.c.sha256],
         )
+
+
+def complete_job(connection: Connection, job_id: int, at: datetime) -> None:
+    """Say that a run was delivered at `at`, if nothing of it is left."""
+    jobs, deliveries = schema.jobs, schema.deliveries
+    # The job's lock orders two senders that mark its last two deliveries at the same moment:
+    # the second one's next statement sees what the first has committed.
+    connection.execute(select(jobs.c.job_id).where(jobs.c.job_id == job_id).with_for_update())
+    undelivered = exists().where(
+        deliveries.c.job_id == job_id,
+        deliveries.c.state.not_in([s.value for s in DELIVERED]),
+    )
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.job_id == job_id, jobs.c.delivered_at.is_(None), ~undelivered)
+        .values(delivered_at=at)
+    )
 
 
 def _locked(connection: Connection, delivery_id: int) -> Row[Any]:

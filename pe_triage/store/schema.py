@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -105,12 +106,32 @@ studies = Table(
     Column("last_image_at", UtcDateTime, nullable=False),
     Column("last_activity_at", UtcDateTime, nullable=False),
     Column("quarantine_reason", SafeText),
+    # Instances of every role whose files are here; of `instances`, those whose files were removed.
+    Column("held", Integer, nullable=False, server_default="0"),
+    Column("removed", Integer, nullable=False, server_default="0"),
+    # Between the decision to remove files and the last of them: finished after a crash.
+    Column("removing", Boolean, nullable=False, server_default=false()),
+    Column("removed_at", UtcDateTime),
+    Column("removed_why", String(16)),
     Index("ix_studies_worklist", "urgency", "received_at", "study_uid"),
     Index(
         "ix_studies_receiving",
         "study_uid",
         postgresql_where=text("state = 'RECEIVING'"),
         sqlite_where=text("state = 'RECEIVING'"),
+    ),
+    Index(
+        "ix_studies_held",
+        "last_activity_at",
+        "study_uid",
+        postgresql_where=text("held > 0"),
+        sqlite_where=text("held > 0"),
+    ),
+    Index(
+        "ix_studies_removing",
+        "study_uid",
+        postgresql_where=text("removing"),
+        sqlite_where=text("removing"),
     ),
 )
 
@@ -135,6 +156,8 @@ instances = Table(
     # First run whose manifest holds it; null while no run does.
     Column("run", Integer),
     Column("facts", StrictJson, nullable=False),
+    # When its file was removed; null: the file is here.
+    Column("removed_at", UtcDateTime),
     Index(None, "study_uid", "run"),
 )
 
@@ -215,8 +238,17 @@ results = Table(
     Column("sop_class_uid", Uid),
     Column("sop_instance_uid", Uid, unique=True),
     Column("sha256", Digest),
+    # Null where there is no file: it could not be written, or was removed.
     Column("path", SafeText),
+    Column("removed_at", UtcDateTime),
     UniqueConstraint("job_id", "ordinal"),
+    # Removal that a crash interrupted.
+    Index(
+        "ix_results_removing",
+        "job_id",
+        postgresql_where=text("removed_at IS NOT NULL AND path IS NOT NULL"),
+        sqlite_where=text("removed_at IS NOT NULL AND path IS NOT NULL"),
+    ),
 )
 
 deliveries = Table(
@@ -234,8 +266,33 @@ deliveries = Table(
     Column("next_attempt_at", Double, nullable=False),
     Column("last_error", SafeText),
     Column("sent_at", UtcDateTime),
+    # Storage commitment: since when it is wanted, when it is asked for next (null: no more), how
+    # often it was. Defaults of the server: a worker of the version before writes none of these.
+    Column("commit_since", Double),
+    Column("commit_next_at", Double),
+    Column("commit_attempts", Integer, nullable=False, server_default="0"),
+    Column("commit_error", SafeText),
+    Column("redeliveries", Integer, nullable=False, server_default="0"),
+    # A person's decision that this result need not arrive there.
+    Column("abandoned_at", UtcDateTime),
+    Column("abandoned_by", SafeText),
+    Column("abandoned_why", SafeText),
     UniqueConstraint("result_id", "destination"),
     Index(None, "job_id", "state"),
+    Index(
+        "ix_deliveries_commit",
+        "destination",
+        "commit_next_at",
+        postgresql_where=text("commit_next_at IS NOT NULL"),
+        sqlite_where=text("commit_next_at IS NOT NULL"),
+    ),
+    Index(
+        "ix_deliveries_uncommitted",
+        "destination",
+        "commit_since",
+        postgresql_where=text("commit_since IS NOT NULL"),
+        sqlite_where=text("commit_since IS NOT NULL"),
+    ),
     Index(
         "ix_deliveries_due",
         "destination",
@@ -253,6 +310,82 @@ deliveries = Table(
         postgresql_where=text("state = 'PENDING'"),
         sqlite_where=text("state = 'PENDING'"),
     ),
+)
+
+commitment_requests = Table(
+    "commitment_requests",
+    metadata,
+    Column("request_id", RowId, primary_key=True),
+    Column("transaction_uid", Uid, nullable=False),
+    # AET@HOST:PORT to which the answer goes.
+    Column("requester", SafeText, nullable=False),
+    # Of what is asked: the same request again is one request.
+    Column("digest", Digest, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("received_at", Double, nullable=False),
+    Column("next_attempt_at", Double, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_error", SafeText),
+    Column("ended_at", Double),
+    UniqueConstraint("requester", "transaction_uid", "digest"),
+    Index(
+        "ix_commitment_requests_due",
+        "state",
+        "next_attempt_at",
+        postgresql_where=text("ended_at IS NULL"),
+        sqlite_where=text("ended_at IS NULL"),
+    ),
+)
+"""What scanners ask of us before they delete."""
+
+commitment_request_items = Table(
+    "commitment_request_items",
+    metadata,
+    Column(
+        "request_id",
+        RowId,
+        ForeignKey("commitment_requests.request_id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("sop_instance_uid", Uid, primary_key=True),
+    Column("sop_class_uid", Uid, nullable=False),
+    # Null while the archive has said nothing of it.
+    Column("held", Boolean),
+    # Failure Reason (0008,1197) that it would be answered with now.
+    Column("failure", Integer),
+)
+
+commitments = Table(
+    "commitments",
+    metadata,
+    Column("commitment_id", RowId, primary_key=True),
+    Column("transaction_uid", Uid, nullable=False, unique=True),
+    # Who was asked: a destination's name, or the archive's address.
+    Column("peer", SafeText, nullable=False),
+    Column("asked_at", Double, nullable=False),
+    Column("answered_at", Double),
+    Index(None, "asked_at"),
+)
+"""What we asked of archives: a report is believed only where it answers one of these."""
+
+commitment_items = Table(
+    "commitment_items",
+    metadata,
+    Column(
+        "commitment_id",
+        RowId,
+        ForeignKey("commitments.commitment_id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("sop_instance_uid", Uid, primary_key=True),
+    Column("sop_class_uid", Uid, nullable=False),
+    # One of these: a result of ours, or what a scanner asked about.
+    Column("delivery_id", RowId, ForeignKey("deliveries.delivery_id", ondelete="CASCADE")),
+    Column("request_id", RowId, ForeignKey("commitment_requests.request_id", ondelete="CASCADE")),
+    Index(None, "delivery_id"),
+    Index(None, "request_id"),
 )
 
 alarms = Table(
@@ -315,5 +448,7 @@ quarantine = Table(
     Column("state", String(16), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("decided_at", UtcDateTime),
+    Column("decided_by", SafeText),
+    Column("decided_why", SafeText),
     Index(None, "study_uid", "sop_instance_uid", "sha256"),
 )

@@ -109,6 +109,8 @@ def test_newer_and_outdated(
     new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = new_database()
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    assert head is not None
     with engine_of(url) as engine:
         try:
             set_revision(engine, "9999")
@@ -117,8 +119,8 @@ def test_newer_and_outdated(
             with pytest.raises(SchemaError, match="newer than this program"):
                 upgrade(url)
         finally:
-            set_revision(engine, "0002")
-        monkeypatch.setattr(ScriptDirectory, "get_heads", lambda _self: ["0003"])
+            set_revision(engine, head)
+        monkeypatch.setattr(ScriptDirectory, "get_heads", lambda _self: ["9998"])
         with pytest.raises(SchemaError, match=r"outdated.*pe-triage db upgrade"):
             check_schema(engine)
 

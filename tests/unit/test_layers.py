@@ -18,10 +18,13 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pe_triage"
 FLOOR: dict[str, int] = {
     "__init__": 0,
     "addresses": 0,
+    "archive": 0,
+    "commitment": 0,
     "config": 0,
     "destinations": 0,
     "domain": 0,
     "errors": 0,
+    "frames": 0,
     "identity": 0,
     "logs": 0,
     "monitoring": 0,
@@ -61,7 +64,9 @@ NEVER: dict[str, set[str]] = {
 """Rooms on a lower floor that a room has no business with."""
 
 ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
-    "config": {"addresses", "destinations", "domain", "errors", "monitoring", "routing"},
+    "archive": {"addresses", "domain", "errors"},
+    "commitment": {"identity"},
+    "config": {"addresses", "archive", "destinations", "domain", "errors", "monitoring", "routing"},
     "monitoring": {"addresses", "domain", "errors"},
     "destinations": {"addresses", "domain", "errors", "routing"},
     "routing": {"domain"},
@@ -70,7 +75,8 @@ ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
     "domain": {"errors"},
     "logs": set(),
     "resources": {"errors"},
-    "stack": {"domain"},
+    "frames": {"domain"},
+    "stack": {"domain", "frames"},
     "app": {"startup", "watchers"},
     "cli": {"app", "watchers"},
     # Evaluation judges what is served, so it predicts and explains by the code that serves. The

@@ -1,0 +1,331 @@
+"""Requests for storage commitment, ours and those of scanners, on both databases."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from pe_triage.commitment import (
+    CLASS_CONFLICT,
+    DUPLICATE_TRANSACTION,
+    FAILURE_RULES,
+    NO_SUCH_INSTANCE,
+    PROCESSING_FAILURE,
+    CommitmentReport,
+    CommitmentRequest,
+    Reference,
+    Remedy,
+)
+from pe_triage.domain import DeliveryState
+from pe_triage.store import schema
+from pe_triage.store.commitment_requests import (
+    CommitmentRequestStore,
+    RequestState,
+    Taken,
+)
+from pe_triage.store.commitments import CommitmentStore, Settled, Uncommitted
+from pe_triage.store.outbox import Outbox
+from tests.support.store import CT, PACS, SR, STUDY, StoreUnderTest
+
+SCANNER = "CT1@127.0.0.1:104"
+RIS = "RIS@127.0.0.1:105"
+NUMBERS = itertools.count(1)
+
+
+class Asked:
+    """A store whose run was delivered to a destination that is asked to commit."""
+
+    def __init__(self, store: StoreUnderTest, destinations: tuple[str, ...] = (PACS,)) -> None:
+        self.store = store
+        self.outbox = Outbox(store.engine, store.data_dir, clock=store.clock, commits={PACS: 0.0})
+        self.commitments = CommitmentStore(store.engine, clock=store.clock)
+        store.queued()
+        store.finish(store.claimed(), destinations=destinations)
+        for destination in destinations:
+            self.deliver(destination)
+
+    def deliver(self, destination: str = PACS) -> None:
+        for item in self.outbox.due(destination, 10):
+            assert self.outbox.mark(item.delivery_id, DeliveryState.SENT)
+
+    def ask(self, uid: str = "") -> tuple[str, list[Uncommitted]]:
+        items = self.commitments.due(PACS, 10)
+        uid = uid or f"2.25.9.{next(NUMBERS)}"
+        self.commitments.begin(PACS, uid, items, ask_again_s=lambda _: 3600.0)
+        return uid, items
+
+    def settle(
+        self, uid: str, committed: Any = (), failed: Any = (), redeliveries: int = 3
+    ) -> Settled | None:
+        report = CommitmentReport(
+            transaction_uid=uid,
+            committed=tuple(i.reference for i in committed),
+            failed=tuple((i.reference, reason) for i, reason in failed),
+        )
+        return self.commitments.settle(report, redeliveries=redeliveries, retry_s=60.0)
+
+    def states(self, destination: str = PACS) -> list[str]:
+        table = schema.deliveries
+        with self.store.engine.connect() as connection:
+            return list(
+                connection.execute(
+                    select(table.c.state)
+                    .where(table.c.destination == destination)
+                    .order_by(table.c.ordinal)
+                ).scalars()
+            )
+
+    def make_due(self) -> None:
+        with self.store.engine.begin() as connection:
+            connection.execute(update(schema.deliveries).values(commit_next_at=0.0))
+
+    def delivered_at(self) -> object:
+        with self.store.engine.connect() as connection:
+            return connection.execute(select(schema.jobs.c.delivered_at)).scalar_one()
+
+
+def test_all_committed(store: StoreUnderTest) -> None:
+    asked = Asked(store)
+    uid, items = asked.ask()
+    assert [i.reference.sop_class_uid for i in items] == [SR, SR]
+    assert asked.commitments.due(PACS, 10) == []
+    assert asked.commitments.peer_of(uid) == PACS
+    settled = asked.settle(uid, committed=items)
+    assert settled is not None
+    assert (settled.committed, settled.failed, settled.stale) == (2, {}, False)
+    assert asked.states() == ["COMMITTED"] * 2
+    assert asked.commitments.lacking() == []
+    assert asked.delivered_at() is not None
+    # The same report again changes nothing, and takes nothing back.
+    again = asked.settle(uid, failed=[(items[0], NO_SUCH_INSTANCE)])
+    assert again is not None
+    assert again.stale
+    assert asked.states() == ["COMMITTED"] * 2
+
+
+def test_only_destinations_that_are_configured_are_asked(store: StoreUnderTest) -> None:
+    asked = Asked(store, (PACS, RIS))
+    assert asked.commitments.due(RIS, 10) == []
+    assert {item.destination for item in asked.commitments.lacking()} == {PACS}
+    assert asked.states(RIS) == ["SENT"] * 2
+
+
+def test_an_unknown_transaction_changes_nothing(store: StoreUnderTest) -> None:
+    asked = Asked(store)
+    _, items = asked.ask()
+    assert asked.settle("2.25.404", committed=items) is None
+    assert asked.states() == ["SENT"] * 2
+
+
+def test_what_was_not_asked_is_no_answer(store: StoreUnderTest) -> None:
+    asked = Asked(store)
+    uid, (first, second) = asked.ask()
+    foreign = Reference(sop_class_uid=SR, sop_instance_uid="1.2.3.4")
+    other_class = Reference(sop_class_uid=CT, sop_instance_uid=first.reference.sop_instance_uid)
+    report = CommitmentReport(
+        transaction_uid=uid, committed=(foreign, other_class, second.reference)
+    )
+    settled = asked.commitments.settle(report, redeliveries=3, retry_s=60.0)
+    assert settled is not None
+    assert settled.committed == 1
+    assert sorted(asked.states()) == ["COMMITTED", "SENT"]
+
+
+@pytest.mark.parametrize("reason", [*FAILURE_RULES, 0xC999])
+def test_each_failure_reason(store: StoreUnderTest, reason: int) -> None:
+    asked = Asked(store)
+    uid, (first, second) = asked.ask()
+    settled = asked.settle(uid, committed=[second], failed=[(first, reason)])
+    assert settled is not None
+    (remedy,) = settled.failed
+    expected = {
+        Remedy.ASK_AGAIN: ("SENT", True),
+        Remedy.REDELIVER: ("PENDING", False),
+        Remedy.PARK: ("PARKED", False),
+    }
+    state, delivered = expected[remedy]
+    assert sorted(asked.states()) == sorted(["COMMITTED", state])
+    assert (asked.delivered_at() is not None) is delivered
+    if remedy is Remedy.PARK:
+        (parked,) = asked.outbox.undelivered()
+        assert f"{reason:04X}" in (parked.last_error or "")
+    if remedy is Remedy.REDELIVER:
+        asked.deliver()
+        assert asked.delivered_at() is not None
+        uid, items = asked.ask()
+        assert [i.delivery_id for i in items] == [first.delivery_id]
+        asked.settle(uid, committed=items)
+        assert asked.states() == ["COMMITTED"] * 2
+
+
+def test_an_object_is_sent_again_so_often_and_then_parked(store: StoreUnderTest) -> None:
+    asked = Asked(store)
+    for _ in range(2):
+        uid, items = asked.ask()
+        asked.settle(uid, failed=[(i, NO_SUCH_INSTANCE) for i in items], redeliveries=2)
+        assert asked.states() == ["PENDING"] * 2
+        asked.deliver()
+    uid, items = asked.ask()
+    asked.settle(uid, failed=[(i, NO_SUCH_INSTANCE) for i in items], redeliveries=2)
+    assert asked.states() == ["PARKED"] * 2
+    # A person asks, and it goes on from there.
+    assert asked.outbox.requeue_parked() == 2
+    asked.deliver()
+    uid, items = asked.ask()
+    asked.settle(uid, committed=items)
+    assert asked.states() == ["COMMITTED"] * 2
+
+
+def test_a_late_no_of_an_older_request_is_not_heeded_and_a_late_yes_is(
+    store: StoreUnderTest,
+) -> None:
+    asked = Asked(store)
+    old, (first, second) = asked.ask()
+    asked.make_due()
+    new, _ = asked.ask()
+    late = asked.settle(old, committed=[first], failed=[(second, NO_SUCH_INSTANCE)])
+    assert late is not None
+    assert (late.committed, late.failed) == (1, {})
+    assert sorted(asked.states()) == ["COMMITTED", "SENT"]
+    asked.settle(new, committed=[second])
+    assert asked.states() == ["COMMITTED"] * 2
+
+
+def test_no_answer_is_asked_again_and_counted(store: StoreUnderTest) -> None:
+    asked = Asked(store)
+    for attempts in (0, 1, 2):
+        assert [i.attempts for i in asked.commitments.due(PACS, 10)] == [attempts] * 2
+        asked.ask()
+        assert asked.commitments.due(PACS, 10) == []
+        asked.make_due()
+    asked.commitments.put_off(asked.commitments.due(PACS, 10), "no route", None)
+    assert asked.commitments.due(PACS, 10) == []
+    (lacking,) = asked.commitments.lacking()
+    assert (lacking.destination, lacking.waiting) == (PACS, 2)
+    assert asked.commitments.ask_again(PACS) == 2
+    assert len(asked.commitments.due(PACS, 10)) == 2
+
+
+def test_results_are_kept_until_committed_or_the_limit(store: StoreUnderTest) -> None:
+    asked = Asked(store)
+    uid, (first, second) = asked.ask()
+
+    def may_go(item: Uncommitted, limit_s: float | None = None, of: Any = (PACS,)) -> bool:
+        return asked.commitments.may_go(
+            item.reference.sop_instance_uid, destinations=of, limit_s=limit_s
+        )
+
+    assert not may_go(first)
+    assert may_go(first, of=())
+    asked.settle(uid, committed=[first], failed=[(second, NO_SUCH_INSTANCE)])
+    assert may_go(first)
+    # On its way again: no limit lets it go.
+    assert not may_go(second, limit_s=1.0)
+    asked.deliver()
+    assert not may_go(second, limit_s=1.0)
+    with store.engine.begin() as connection:
+        connection.execute(update(schema.deliveries).values(commit_since=1.0))
+    assert not may_go(second)
+    assert may_go(second, limit_s=1.0)
+
+
+def test_old_requests_are_forgotten(store: StoreUnderTest) -> None:
+    asked = Asked(store)
+    uid, items = asked.ask()
+    assert asked.commitments.prune(3600.0) == 0
+    assert asked.commitments.prune(-1.0) == 1
+    assert asked.settle(uid, committed=items) is None
+    with store.engine.connect() as connection:
+        assert connection.execute(select(schema.commitment_items)).all() == []
+
+
+# ------------------------------------------------------------------ requests of scanners
+
+
+def request_of(*numbers: int, uid: str = "2.25.7", sop_class: str = CT) -> CommitmentRequest:
+    return CommitmentRequest(
+        transaction_uid=uid,
+        references=tuple(
+            Reference(sop_class_uid=sop_class, sop_instance_uid=f"{STUDY}.{n}") for n in numbers
+        ),
+    )
+
+
+def test_a_request_is_open_until_decided_and_then_reported(store: StoreUnderTest) -> None:
+    requests = CommitmentRequestStore(store.engine)
+    assert requests.take(SCANNER, request_of(1, 2, 3)) is Taken.NEW
+    (waiting,) = requests.due(RequestState.OPEN)
+    assert (waiting.requester, waiting.transaction_uid) == (SCANNER, "2.25.7")
+    requests.note(waiting.request_id, {f"{STUDY}.1": None, f"{STUDY}.2": CLASS_CONFLICT})
+    # The archive's yes is not taken back by a later no.
+    requests.note(waiting.request_id, {f"{STUDY}.1": NO_SUCH_INSTANCE})
+    requests.put_off(waiting.request_id, 60.0, "wait")
+    assert requests.due(RequestState.OPEN) == []
+    requests.decide(waiting.request_id)
+    (decided,) = requests.due(RequestState.REPORTING, requester=SCANNER)
+    report = requests.answer(decided)
+    assert [r.sop_instance_uid for r in report.committed] == [f"{STUDY}.1"]
+    assert {r.sop_instance_uid: reason for r, reason in report.failed} == {
+        f"{STUDY}.2": CLASS_CONFLICT,
+        f"{STUDY}.3": PROCESSING_FAILURE,
+    }
+    requests.end(decided.request_id, RequestState.REPORTED)
+    assert requests.due(RequestState.REPORTING) == []
+    # It asks again: the same answer once more.
+    assert requests.take(SCANNER, request_of(3, 2, 1)) is Taken.AGAIN
+    (again,) = requests.due(RequestState.REPORTING)
+    assert requests.answer(again) == report
+
+
+def test_a_transaction_uid_that_is_in_use(store: StoreUnderTest) -> None:
+    requests = CommitmentRequestStore(store.engine)
+    requests.take(SCANNER, request_of(1))
+    assert requests.take(SCANNER, request_of(1)) is Taken.AGAIN
+    assert requests.take(SCANNER, request_of(1, 2)) is Taken.DUPLICATE
+    (answer,) = requests.due(RequestState.REPORTING)
+    assert {reason for _, reason in requests.answer(answer).failed} == {DUPLICATE_TRANSACTION}
+    # Of somebody else it is no duplicate.
+    assert requests.take("CT2@127.0.0.1:104", request_of(1, 2)) is Taken.NEW
+    assert requests.counts()[RequestState.OPEN] == 2
+
+
+def test_the_archive_asked_in_our_turn(store: StoreUnderTest) -> None:
+    requests, commitments = CommitmentRequestStore(store.engine), CommitmentStore(store.engine)
+    requests.take(SCANNER, request_of(1, 2))
+    (waiting,) = requests.due(RequestState.OPEN)
+    references = [item.reference for item in requests.items(waiting.request_id)]
+    commitments.begin_for_request(PACS, "2.25.8", waiting.request_id, references)
+    report = CommitmentReport(
+        transaction_uid="2.25.8",
+        committed=(references[0],),
+        failed=((references[1], NO_SUCH_INSTANCE),),
+    )
+    settled = commitments.settle(report, redeliveries=3, retry_s=60.0)
+    assert settled is not None
+    assert settled.committed == 1
+    assert [(i.held, i.failure) for i in requests.items(waiting.request_id)] == [
+        (True, None),
+        (False, NO_SUCH_INSTANCE),
+    ]
+
+
+def test_where_an_instance_stands(store: StoreUnderTest) -> None:
+    store.receive(count=2)
+    requests = CommitmentRequestStore(store.engine)
+    found = requests.places([f"{STUDY}.1", f"{STUDY}.99"])
+    assert list(found) == [f"{STUDY}.1"]
+    assert (found[f"{STUDY}.1"].study_uid, found[f"{STUDY}.1"].series_uid) == (STUDY, f"{STUDY}.0")
+
+
+def test_ended_requests_are_forgotten(store: StoreUnderTest) -> None:
+    requests = CommitmentRequestStore(store.engine)
+    requests.take(SCANNER, request_of(1))
+    (waiting,) = requests.due(RequestState.OPEN)
+    assert requests.prune(-1.0) == 0
+    requests.end(waiting.request_id, RequestState.PARKED, "never taken")
+    assert requests.counts()[RequestState.PARKED] == 1
+    assert requests.prune(-1.0) == 1
+    assert requests.items(waiting.request_id) == []
