@@ -7,6 +7,8 @@ command line turns it into one line on stderr and exit code 2.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 
 class PeTriageError(Exception):
     """Base of every error that this package raises on purpose.
@@ -48,6 +50,28 @@ class StudyNotFoundError(InputError):
     def __init__(self, study_uid: str) -> None:
         super().__init__(f"unknown study: {study_uid}")
         self.study_uid = study_uid
+
+
+class ImagesNotHeldError(InputError):
+    """A study cannot be analysed again: files of its images were removed.
+
+    Parameters
+    ----------
+    missing
+        How many images.
+    removed_at
+        When.
+    """
+
+    def __init__(self, study_uid: str, missing: int, removed_at: datetime | None) -> None:
+        when = "" if removed_at is None else f" (removed {removed_at:%Y-%m-%d})"
+        self.reason = f"{missing} of its images are no longer held here{when}"
+        super().__init__(
+            f"{study_uid} cannot be analysed: {self.reason}; "
+            "send the study here again from the PACS"
+        )
+        self.study_uid = study_uid
+        self.missing = missing
 
 
 class BundleError(InputError):

@@ -8,6 +8,7 @@ finds either nothing to do or the same work again, and doing it again changes no
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +39,13 @@ class _Pending:
 
 
 class Indexer:
-    """Empties ``incoming/``; exactly one runs on a spool."""
+    """Empties ``incoming/``; exactly one runs on a spool.
+
+    Parameters
+    ----------
+    guard
+        Held during each step: nobody deletes indexed files meanwhile (`node.retention`).
+    """
 
     def __init__(
         self,
@@ -48,7 +55,9 @@ class Indexer:
         quarantine: Quarantine,
         assembler: Assembler,
         data_dir: Path,
+        guard: AbstractContextManager[object] | None = None,
     ) -> None:
+        self._guard = guard or nullcontext()
         self._spool = spool
         self._studies = studies
         self._quarantine = quarantine
@@ -64,6 +73,10 @@ class Indexer:
         SpoolError, StoreUnavailableError
             Nothing is lost: the entries stay in ``incoming/``.
         """
+        with self._guard:
+            return self._step()
+
+    def _step(self) -> int:
         started_s = time.monotonic()
         entries = self._spool.incoming_entries()
         pending: list[_Pending] = []
@@ -131,6 +144,12 @@ class Indexer:
         if filed is Filed.DIFFERENT and not self._is_held(instance):
             # Left by a crash between link and commit of an object that was then refused.
             orphan = self._spool.set_aside(final, "orphan")
+            self._quarantine.add(
+                path=orphan.relative_to(self._data_dir),
+                reason="left by a crash under the name of another object",
+                study_uid=record.study_uid,
+                sop_instance_uid=record.sop_instance_uid,
+            )
             self._log.warning("instance.orphan_set_aside", file=orphan.name)
             self._spool.file_away(entry.path, final)
         return _Pending(entry=entry, instance=instance, facts=facts_to_json(record.facts))

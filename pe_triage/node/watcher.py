@@ -17,13 +17,13 @@ from pe_triage.logs import get_logger
 from pe_triage.monitoring import WatchTable
 from pe_triage.store.alarms import AlarmStore, Changes, Notice
 from pe_triage.store.watching import WatchStore
-from pe_triage.watch.alarms import NAMES, Finding, draw, judge
+from pe_triage.watch.alarms import NAMES, SPACE_ALARM, Finding, draw, judge
 from pe_triage.watch.metrics import exposition, gauges
 from pe_triage.watch.samples import Situation
 
 RECONCILED = frozenset({"watch.reconciliation", "watch.reconciliation_failed"})
 """Alarms that the daily comparison raises and clears."""
-LOOKED_AT = frozenset(NAMES) - RECONCILED
+LOOKED_AT = frozenset(NAMES) - RECONCILED - {SPACE_ALARM}
 
 Backlog = Callable[[], tuple[int, float]]
 """Acknowledged instances that are not indexed, and the age of the oldest in seconds."""

@@ -190,6 +190,10 @@ def _document(
         "priority": None if answer is None else answer.priority,
         "series_uid": None,
         "instances": study.instances,
+        # Fewer where retention has removed files: the study keeps its row and its answer.
+        "instances_held": study.instances - study.removed,
+        "images_removed_at": _iso(study.removed_at) if study.removed else None,
+        "images_removed_why": study.removed_why if study.removed else None,
         "run": 0 if answer is None else answer.run,
         "pending_run": newest.run if pending and newest is not None else None,
     }

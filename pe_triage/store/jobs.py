@@ -2,17 +2,13 @@
 
 Runs of one study are worked strictly in order: a run can be claimed only while no earlier one is
 QUEUED or RUNNING. Since a run never comes back from an end, that rule holds without locking the
-other rows. Leases live on the database's clock. A job that nobody finishes within `max_attempts`
-claims ends FAILED, visibly, while the others flow. A claim counts where the study itself may be at
-fault (its worker died or raised something unforeseen); one that a full disk, an absent GPU or an
-orderly stop ended is given back uncounted, and is tried until it can be worked.
+other rows. Leases live on the database's clock. Who is next is said in `claim_order`; how a job
+comes back that its worker did not finish, and when it ends FAILED instead, in `hand_back`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +20,8 @@ from sqlalchemy import (
     Engine,
     Row,
     Select,
-    and_,
-    case,
     exists,
     func,
-    literal,
     select,
     update,
 )
@@ -41,11 +34,20 @@ from pe_triage.domain import (
     ResultKind,
     StudyState,
 )
-from pe_triage.errors import LeaseLostError
 from pe_triage.routing import Route
 from pe_triage.store import schema
-from pe_triage.store.engine import StoreUnavailableError, db_now, read, write
+from pe_triage.store.claim_order import FAIR_EVERY, claimable, starving
+from pe_triage.store.engine import db_now, read, write
 from pe_triage.store.finishing import ResultRow, end_run, write_results
+from pe_triage.store.hand_back import (
+    CLOCK_SLACK_S,
+    Outage,
+    expired,
+    give_back,
+    lease_lost,
+    release,
+    unfreeze,
+)
 from pe_triage.store.runs import (
     ACTIVE,
     JOB_COLUMNS,
@@ -60,7 +62,16 @@ from pe_triage.store.runs import (
 )
 from pe_triage.store.schema import Rank
 
-__all__ = ["Closing", "JobQueue", "QueueDepth", "Rank", "ResultRow", "StudyChangedError"]
+__all__ = [
+    "CLOCK_SLACK_S",
+    "Closing",
+    "JobQueue",
+    "QueueDepth",
+    "Rank",
+    "ResultRow",
+    "StudyChangedError",
+    "claimable",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,46 +87,12 @@ class QueueDepth:
         return self.queued + self.running
 
 
-CLOCK_SLACK_S = 5.0
-"""By so much two looks at the database's clock may differ without it having been set back."""
-
-OUTAGE_GRACE_S = 30.0
-"""How long after an outage of the database no worker is taken for dead."""
-
-
 def utc_now() -> datetime:
     """Wall clock of this machine, for times that people read."""
     return datetime.now(UTC)
 
 
 _jobs = schema.jobs
-
-
-def claimable(*, lock: bool) -> Select[tuple[int]]:
-    """Next job to work on: by rank, then by age; with `lock`, none that another is taking."""
-    job, earlier = _jobs.alias("job"), _jobs.alias("earlier")
-    statement = (
-        select(job.c.job_id)
-        .where(
-            job.c.state == QUEUED,
-            job.c.available_at <= db_now(),
-            ~exists(
-                select(literal(1)).where(
-                    earlier.c.study_uid == job.c.study_uid,
-                    earlier.c.run < job.c.run,
-                    earlier.c.state.in_(ACTIVE),
-                )
-            ),
-        )
-        .order_by(job.c.rank, job.c.available_at, job.c.job_id)
-        .limit(1)
-    )
-    # Said to PostgreSQL only: SQLite has one writer, and SQLAlchemy leaves the words out there.
-    return statement.with_for_update(skip_locked=True, of=job) if lock else statement
-
-
-def _expired() -> ColumnElement[bool]:
-    return and_(_jobs.c.state == RUNNING, _jobs.c.lease_until < db_now())
 
 
 class JobQueue:
@@ -141,7 +118,9 @@ class JobQueue:
         self._engine = engine
         self._max_attempts = max_attempts
         self._clock = clock
-        self._away_at: float | None = None
+        self._outage = Outage()
+        self._claims = 0
+        self._fair = 0
 
     def enqueue(
         self,
@@ -215,17 +194,31 @@ class JobQueue:
         owner
             Names the claiming process; see `release_owner`.
         """
-        with self._noticing_outage(), read(self._engine) as connection:
+        with self._outage.noticing(), read(self._engine) as connection:
             # An idle worker looks without taking SQLite's one write lock.
-            expired = connection.execute(select(exists().where(_expired()))).scalar_one()
+            dead = connection.execute(select(exists().where(expired()))).scalar_one()
             waiting = connection.execute(claimable(lock=False)).first()
-        if expired:
+            fair = self._claims % FAIR_EVERY == FAIR_EVERY - 1
+            rank = starving(connection, self._fair) if fair else None
+        if dead:
             self.reap()
         elif waiting is None:
             return None
+        row = None
+        if rank is not None:
+            self._fair += 1
+            row = self._claim(claimable(lock=True, rank=rank), owner, lease_s)
+        if row is None:
+            row = self._claim(claimable(lock=True), owner, lease_s)
+        if row is None:
+            return None
+        self._claims += 1
+        return job_of(row)
+
+    def _claim(self, which: Select[tuple[int]], owner: str, lease_s: float) -> Row[Any] | None:
         statement = (
             update(_jobs)
-            .where(_jobs.c.job_id == claimable(lock=True).scalar_subquery())
+            .where(_jobs.c.job_id == which.scalar_subquery())
             .values(
                 state=RUNNING,
                 attempts=_jobs.c.attempts + 1,
@@ -235,8 +228,7 @@ class JobQueue:
             )
             .returning(*JOB_COLUMNS)
         )
-        row = write(self._engine, lambda c: c.execute(statement).one_or_none())
-        return None if row is None else job_of(row)
+        return write(self._engine, lambda c: c.execute(statement).one_or_none())
 
     def heartbeat(self, job: Job, owner: str, lease_s: float) -> None:
         """Hold `job` for `lease_s` seconds from now.
@@ -258,7 +250,7 @@ class JobQueue:
             .returning(_jobs.c.job_id)
         )
         if write(self._engine, lambda c: c.execute(statement).one_or_none()) is None:
-            raise _lease_lost(job)
+            raise lease_lost(job)
 
     def finish(
         self,
@@ -358,9 +350,17 @@ class JobQueue:
             study = lock_study(connection, job.study_uid)
             row = _held_job(connection, job)
             if row is None:
-                raise _lease_lost(job)
-            return self._give_back(
-                connection, study, row, error, retry=retry, delay_s=delay_s, counted=counted
+                raise lease_lost(job)
+            return give_back(
+                connection,
+                study,
+                row,
+                error,
+                retry=retry,
+                delay_s=delay_s,
+                counted=counted,
+                max_attempts=self._max_attempts,
+                at=self._clock(),
             )
 
         return write(self._engine, work)
@@ -394,65 +394,26 @@ class JobQueue:
         None for a while after the database was away: a living worker could not renew its lease
         then, and must have the time to do so before it counts as dead.
         """
-        if self._away_at is not None:
-            # Also finds out whether it is still away.
-            with self._noticing_outage(), read(self._engine) as connection:
-                connection.execute(select(literal(1)))
-            if time.monotonic() - self._away_at < OUTAGE_GRACE_S:
-                return 0
-            self._away_at = None
-        with self._noticing_outage():
-            return self._release(_expired(), "the lease ran out: the worker died or hung")
+        if not self._outage.over(self._engine):
+            return 0
+        with self._outage.noticing():
+            return self._release(expired(), "the lease ran out: the worker died or hung")
+
+    def _release(self, which: ColumnElement[bool], error: str, *, counted: bool = True) -> int:
+        return release(
+            self._engine,
+            which,
+            error,
+            counted=counted,
+            max_attempts=self._max_attempts,
+            clock=self._clock,
+        )
 
     def unfreeze(self, *, longest_wait_s: float, longest_lease_s: float) -> int:
-        """Bring back what a clock set backwards has put out of reach. Returns how many jobs.
-
-        Parameters
-        ----------
-        longest_wait_s
-            No job waits longer than this for its next attempt.
-        longest_lease_s
-            No lease runs longer than this; a living worker renews its own.
-        """
-        now = db_now()
-        # A job that never failed waits for nothing: it was queued a moment ago at the earliest.
-        longest = case((_jobs.c.last_error.is_(None), CLOCK_SLACK_S), else_=longest_wait_s)
-        waiting = (
-            update(_jobs)
-            .where(_jobs.c.state == QUEUED, _jobs.c.available_at > now + longest)
-            .values(available_at=now)
-            .returning(_jobs.c.job_id)
+        """Bring back what a clock set backwards has put out of reach; see `hand_back.unfreeze`."""
+        return unfreeze(
+            self._engine, longest_wait_s=longest_wait_s, longest_lease_s=longest_lease_s
         )
-        held = (
-            update(_jobs)
-            .where(_jobs.c.state == RUNNING, _jobs.c.lease_until > now + longest_lease_s)
-            .values(lease_until=now + longest_lease_s)
-            .returning(_jobs.c.job_id)
-        )
-        with read(self._engine) as connection:
-            # Seldom anything: looked for without SQLite's one write lock.
-            found = [
-                connection.execute(
-                    select(exists().where(_jobs.c.state == state, column > now + limit))
-                ).scalar_one()
-                for state, column, limit in (
-                    (QUEUED, _jobs.c.available_at, longest),
-                    (RUNNING, _jobs.c.lease_until, longest_lease_s),
-                )
-            ]
-        if not any(found):
-            return 0
-        return write(
-            self._engine, lambda c: len(c.execute(waiting).all()) + len(c.execute(held).all())
-        )
-
-    @contextmanager
-    def _noticing_outage(self) -> Iterator[None]:
-        try:
-            yield
-        except StoreUnavailableError:
-            self._away_at = time.monotonic()
-            raise
 
     def latest(self, study_uid: str) -> Job | None:
         """Newest run of a study, whatever its state; None where there is none."""
@@ -504,69 +465,6 @@ class JobQueue:
             counts = {row.state: row.jobs for row in connection.execute(statement)}
         return QueueDepth(queued=counts.get(QUEUED, 0), running=counts.get(RUNNING, 0))
 
-    def _release(self, which: ColumnElement[bool], error: str, *, counted: bool = True) -> int:
-        candidates = select(_jobs.c.job_id, _jobs.c.study_uid).where(
-            _jobs.c.state == RUNNING, which
-        )
-        with read(self._engine) as connection:
-            found = connection.execute(candidates.order_by(_jobs.c.job_id)).all()
-
-        def give_back(job_id: int, study_uid: str) -> int:
-            # One transaction each, and the study before the job, as everywhere.
-            def work(connection: Connection) -> int:
-                study = lock_study(connection, study_uid)
-                row = connection.execute(
-                    select(_jobs)
-                    .where(_jobs.c.job_id == job_id, _jobs.c.state == RUNNING, which)
-                    .with_for_update()
-                ).one_or_none()
-                if row is None:
-                    return 0
-                self._give_back(
-                    connection, study, row, error, retry=True, delay_s=None, counted=counted
-                )
-                return 1
-
-            return write(self._engine, work)
-
-        return sum(give_back(row.job_id, row.study_uid) for row in found)
-
-    def _give_back(
-        self,
-        connection: Connection,
-        study: Row[Any],
-        row: Row[Any],
-        error: str,
-        *,
-        retry: bool,
-        delay_s: float | None,
-        counted: bool,
-    ) -> StudyState:
-        """Queue a held job again, in `delay_s` or keeping its place (None); or end it."""
-        if not retry or (counted and row.attempts >= self._max_attempts):
-            reason = error if not retry else f"gave up after {row.attempts} attempts: {error}"
-            end_run(
-                connection,
-                study,
-                job_of(row),
-                state=StudyState.FAILED,
-                at=self._clock(),
-                values={"last_error": error, "reason": reason},
-            )
-            return StudyState.FAILED
-        values: dict[str, Any] = {
-            "state": QUEUED,
-            "lease_owner": None,
-            "lease_until": None,
-            "last_error": error,
-        }
-        if not counted:
-            values["attempts"] = max(0, row.attempts - 1)
-        if delay_s is not None:
-            values["available_at"] = db_now() + delay_s
-        connection.execute(update(_jobs).where(_jobs.c.job_id == row.job_id).values(**values))
-        return StudyState.QUEUED
-
 
 def _held_job(connection: Connection, job: Job) -> Row[Any] | None:
     """Row of a job that `job` still holds; None where the same claim has ended it already."""
@@ -574,9 +472,5 @@ def _held_job(connection: Connection, job: Job) -> Row[Any] | None:
         select(_jobs).where(_jobs.c.job_id == job.job_id).with_for_update()
     ).one_or_none()
     if row is None or row.fencing_token != job.fencing_token or row.state == QUEUED:
-        raise _lease_lost(job)
+        raise lease_lost(job)
     return row if row.state == RUNNING else None
-
-
-def _lease_lost(job: Job) -> LeaseLostError:
-    return LeaseLostError(f"run {job.run} of study {job.study_uid} is no longer held")

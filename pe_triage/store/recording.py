@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -95,6 +95,17 @@ def chunks(values: Iterable[str]) -> Iterator[list[str]]:
         yield ordered[start : start + CHUNK]
 
 
+class _Held(NamedTuple):
+    """What is known of a SOP Instance UID."""
+
+    study_uid: str
+    sha256: str
+    path: str
+    removed: bool
+    """Its file was removed: what comes now takes its place, whatever its bytes. A PACS that gives
+    an image back has often changed attributes or the transfer syntax."""
+
+
 class Recorder:
     """Records one batch inside `connection`'s transaction."""
 
@@ -104,7 +115,8 @@ class Recorder:
         self._studies: dict[str, dict[str, Any]] = {}
         self._new_studies: set[str] = set()
         self._changed: set[str] = set()
-        self._held: dict[str, tuple[str, str, str]] = {}
+        self._held: dict[str, _Held] = {}
+        self._restored: list[tuple[ReceivedInstance, Mapping[str, Any], str]] = []
         self._arrivals: dict[tuple[str, str], dict[str, Any]] = {}
         self._instances: list[dict[str, Any]] = []
 
@@ -120,13 +132,20 @@ class Recorder:
         self._load_studies(i.study_uid for i, _, _ in batch)
         for uids in chunks(i.sop_instance_uid for i, _, _ in batch):
             rows = self._connection.execute(
-                select(held.c.sop_instance_uid, held.c.study_uid, held.c.sha256, held.c.path).where(
-                    held.c.sop_instance_uid.in_(uids)
-                )
+                select(
+                    held.c.sop_instance_uid,
+                    held.c.study_uid,
+                    held.c.sha256,
+                    held.c.path,
+                    held.c.removed_at,
+                ).where(held.c.sop_instance_uid.in_(uids))
             )
-            self._held.update((r.sop_instance_uid, (r.study_uid, r.sha256, r.path)) for r in rows)
+            for row in rows:
+                self._held[row.sop_instance_uid] = _Held(
+                    row.study_uid, row.sha256, row.path, row.removed_at is not None
+                )
         # Between the two reads another recorder may have committed a study with its instances.
-        named = {i.study_uid for i, _, _ in batch} & {study for study, _, _ in self._held.values()}
+        named = {i.study_uid for i, _, _ in batch} & {h.study_uid for h in self._held.values()}
         self._load_studies(named - self._studies.keys())
 
     def _load_studies(self, study_uids: Iterable[str]) -> None:
@@ -145,26 +164,31 @@ class Recorder:
     ) -> Recorded:
         study = self._studies.get(instance.study_uid)
         held = self._held.get(instance.sop_instance_uid)
-        if held is not None and held[0] != instance.study_uid:
+        if held is not None and held.study_uid != instance.study_uid:
             return self._conflict(instance, QuarantineKind.ELSEWHERE)
         other_patient = study is not None and not _same_patient(study, instance)
         if other_patient:
             return self._conflict(instance, QuarantineKind.IDENTITY)
         if held is not None:
-            if held[1] != instance.sha256:
+            if held.removed:
+                return self._restore(instance, facts, association_id)
+            if held.sha256 != instance.sha256:
                 return self._conflict(instance, QuarantineKind.CONTENT)
             study = self._studies[instance.study_uid]
             if study["state"] == StudyState.RECEIVING:
                 self._arrive(instance, association_id)
-            return self._recorded(instance, RecordStatus.DUPLICATE, held[2])
+            return self._recorded(instance, RecordStatus.DUPLICATE, held.path)
         if study is None:
             study = self._open_study(instance, FIRST_STATE[instance.role])
         if instance.role is InstanceRole.IMAGE and not study["issuer"]:
             # The first image that says who issued the identifier: another issuer is then seen.
             study["issuer"] = clean_text(instance.identity.issuer)
         self._count(study, instance, association_id)
+        study["held"] += 1
         path = self._path(instance.path)
-        self._held[instance.sop_instance_uid] = (instance.study_uid, instance.sha256, path)
+        self._held[instance.sop_instance_uid] = _Held(
+            instance.study_uid, instance.sha256, path, removed=False
+        )
         self._instances.append(
             {
                 "study_uid": instance.study_uid,
@@ -186,6 +210,32 @@ class Recorder:
         )
         return self._recorded(instance, RecordStatus.NEW, path)
 
+    def _restore(
+        self, instance: ReceivedInstance, facts: Mapping[str, Any], association_id: str
+    ) -> Recorded:
+        """Take back an instance whose file was removed.
+
+        A study that has its answer keeps it: images sent again change nothing. One that FAILED is
+        assembled again, since what it lacked may be this.
+        """
+        study = self._studies[instance.study_uid]
+        path = self._path(instance.path)
+        self._held[instance.sop_instance_uid] = _Held(
+            instance.study_uid, instance.sha256, path, removed=False
+        )
+        self._restored.append((instance, facts, path))
+        study["held"] += 1
+        if instance.role is not InstanceRole.OWN_RESULT:
+            study["removed"] = max(0, study["removed"] - 1)
+            if study["state"] == StudyState.FAILED and study["quarantine_reason"] is None:
+                study["state"] = StudyState.RECEIVING.value
+        if study["state"] == StudyState.RECEIVING:
+            self._arrive(instance, association_id)
+        # Whoever fetched it wants it here for a while.
+        study["last_activity_at"] = max(study["last_activity_at"], instance.received_at)
+        self._changed.add(instance.study_uid)
+        return self._recorded(instance, RecordStatus.DUPLICATE, path)
+
     def _open_study(self, instance: ReceivedInstance, state: StudyState) -> dict[str, Any]:
         study: dict[str, Any] = {
             "study_uid": instance.study_uid,
@@ -200,6 +250,11 @@ class Recorder:
             "last_image_at": instance.received_at,
             "last_activity_at": instance.received_at,
             "quarantine_reason": None,
+            "held": 0,
+            "removed": 0,
+            "removing": False,
+            "removed_at": None,
+            "removed_why": None,
         }
         self._studies[instance.study_uid] = study
         self._new_studies.add(instance.study_uid)
@@ -337,6 +392,20 @@ class Recorder:
             )
         if self._instances:
             self._connection.execute(insert(schema.instances), self._instances)
+        table = schema.instances
+        for instance, facts, path in self._restored:
+            self._connection.execute(
+                update(table)
+                .where(table.c.sop_instance_uid == instance.sop_instance_uid)
+                .values(
+                    removed_at=None,
+                    path=path,
+                    sha256=instance.sha256,
+                    size_bytes=instance.size_bytes,
+                    transfer_syntax_uid=instance.transfer_syntax_uid,
+                    facts=storable(facts),
+                )
+            )
         self._flush_arrivals()
 
     def _flush_arrivals(self) -> None:

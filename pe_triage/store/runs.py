@@ -6,18 +6,26 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
-from pe_triage.domain import TERMINAL_STATES, Job, StudyState
-from pe_triage.errors import InputError, RetryableError, StudyNotFoundError
+from pe_triage.domain import TERMINAL_STATES, InstanceRole, Job, StudyState
+from pe_triage.errors import (
+    ImagesNotHeldError,
+    InputError,
+    RetryableError,
+    StudyNotFoundError,
+)
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now
+from pe_triage.store.schema import NO_URGENCY, Rank
 from pe_triage.store.studies import manifest
 
 QUEUED = StudyState.QUEUED.value
 RUNNING = StudyState.RUNNING.value
 ACTIVE = (QUEUED, RUNNING)
 """States of a run that has not ended."""
+NOT_HELD = "images_not_held"
+"""What closed a run that could not be made: files of the study had been removed."""
 
 _jobs = schema.jobs
 _studies = schema.studies
@@ -113,15 +121,57 @@ def queue_run(
     if closing is None and newest is not None and newest.manifest_digest == manifest_digest:
         # Analysed again, the same images are as incomplete as before.
         closing = closing_of(newest)
+    missing = _not_held(connection, study)
+    if missing and forced:
+        raise ImagesNotHeldError(study_uid, missing, study.removed_at)
     if newest is not None and not forced:
-        # A run that quarantine ended says nothing of these instances.
-        if newest.manifest_digest == manifest_digest and newest.state != StudyState.QUARANTINED:
+        # A run that quarantine ended says nothing of these instances, nor does one that lacked
+        # files which are here again.
+        says_nothing = newest.state == StudyState.QUARANTINED or (
+            newest.closed_by == NOT_HELD and not missing
+        )
+        if newest.manifest_digest == manifest_digest and not says_nothing:
             state = newest.state if newest.state in TERMINAL_STATES else QUEUED
             _set_study(connection, study_uid, state=state)
             return None
         if newest.state == QUEUED and newest.attempts == 0:
             return _widen(connection, study, newest, manifest_digest, rank, at, closing)
+    if missing:
+        _add_unheld(connection, study, manifest_digest, missing, at)
+        return None
     return _add_run(connection, study, manifest_digest, rank, at, closing)
+
+
+def _not_held(connection: Connection, study: Row[Any]) -> int:
+    """How many instances that a run would be about are not here any more."""
+    if not study.removed:
+        return 0
+    table = schema.instances
+    gone = select(func.count()).where(
+        table.c.study_uid == study.study_uid,
+        table.c.removed_at.is_not(None),
+        table.c.role == (InstanceRole.IMAGE if study.images else InstanceRole.OTHER).value,
+    )
+    return int(connection.execute(gone).scalar_one())
+
+
+def _add_unheld(
+    connection: Connection, study: Row[Any], digest: str, missing: int, at: datetime
+) -> None:
+    """End a run that cannot be made, visibly: an answer on a part would pass for one on the whole.
+
+    It is no answer: what an earlier run said and sent is not superseded.
+    """
+    reason = str(ImagesNotHeldError(study.study_uid, missing, study.removed_at).reason)
+    closing = Closing(sign=NOT_HELD, reason=reason)
+    job = _add_run(connection, study, digest, Rank.ROUTINE, at, closing)
+    failed = StudyState.FAILED.value
+    connection.execute(
+        update(_jobs)
+        .where(_jobs.c.job_id == job.job_id)
+        .values(state=failed, reason=reason, completed_at=at)
+    )
+    _set_study(connection, study.study_uid, state=failed, urgency=NO_URGENCY)
 
 
 def closing_of(row: Row[Any]) -> Closing | None:
@@ -181,6 +231,14 @@ def _add_run(
     closing: Closing | None,
 ) -> Job:
     run = study.run + 1
+    # Runs of a study go in order: an earlier one of lower rank must not hold this one up.
+    connection.execute(
+        update(_jobs)
+        .where(
+            _jobs.c.study_uid == study.study_uid, _jobs.c.state == QUEUED, _jobs.c.rank > int(rank)
+        )
+        .values(rank=int(rank))
+    )
     job_id = connection.execute(
         insert(_jobs)
         .values(

@@ -82,6 +82,8 @@ class StudyRecord:
     last_image_at: datetime
     last_activity_at: datetime
     quarantine_reason: str | None
+    removed: int = 0
+    """Of `instances`, those whose files are no longer here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,7 @@ class StudyProgress:
 
     study_uid: str
     instances: int
+    """Those whose files are here."""
     images: int
     run: int
     """Newest run so far: above 0 when a finished or queued study has grown."""
@@ -142,7 +145,7 @@ def newest_job() -> ColumnElement[bool]:
 def instance_rows(
     connection: Connection, study_uid: str, run: int | None = None
 ) -> list[StoredInstance]:
-    """Instances of a study, in the order of their SOP Instance UIDs.
+    """Instances of a study whose files are here, in the order of their SOP Instance UIDs.
 
     Parameters
     ----------
@@ -153,7 +156,7 @@ def instance_rows(
     statement = (
         select(table, studies.c.patient_id, studies.c.issuer)
         .join(studies, table.c.study_uid == studies.c.study_uid)
-        .where(table.c.study_uid == study_uid)
+        .where(table.c.study_uid == study_uid, table.c.removed_at.is_(None))
         .order_by(table.c.sop_instance_uid)
     )
     if run is None:
@@ -163,7 +166,10 @@ def instance_rows(
 
 
 def manifest(connection: Connection, study_uid: str, run: int | None = None) -> StudyManifest:
-    """Manifest of what a study holds, or of one run."""
+    """Manifest of what has come of a study, or of one run; files that were removed count.
+
+    Without them a study of which one image came again would look like a study of one image.
+    """
     table = schema.instances
     statement = select(table.c.sop_instance_uid, table.c.sha256, table.c.role).where(
         table.c.study_uid == study_uid
@@ -183,7 +189,7 @@ def _subject(rows: Sequence[AnyRow]) -> list[AnyRow]:
 
 def _stored_instance(row: Row[Any]) -> StoredInstance:
     values = dict(row._mapping)
-    del values["instance_id"]
+    del values["instance_id"], values["removed_at"]
     values["path"] = Path(values["path"])
     values["role"] = InstanceRole(values["role"])
     values["identity"] = PatientIdentity(
@@ -258,7 +264,7 @@ class StudyStore:
         return [
             StudyProgress(
                 study_uid=row.study_uid,
-                instances=row.instances,
+                instances=row.instances - row.removed,
                 images=row.images,
                 run=row.run,
                 received_at=row.received_at,
@@ -326,6 +332,7 @@ class StudyStore:
             last_image_at=row.last_image_at,
             last_activity_at=row.last_activity_at,
             quarantine_reason=row.quarantine_reason,
+            removed=row.removed,
         )
 
     def touch(self, study_uid: str, at: datetime) -> None:

@@ -345,6 +345,9 @@ RULES: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _attention_entropy,
 )
 
+SPACE_ALARM = "watch.space"
+"""Raised by what removes files, when there is nothing more that may go."""
+
 NAMES: Mapping[str, str] = {
     "watch.constant_output": "the same probability to 6 digits in many studies running",
     "watch.no_answer": "studies came and none was answered",
@@ -354,6 +357,7 @@ NAMES: Mapping[str, str] = {
     "watch.parked": "results that will not be sent before a person has looked",
     "watch.failed": "studies whose analysis failed within a day",
     "watch.quarantine": "objects that were set aside",
+    SPACE_ALARM: "the disk fills up, and nothing more may be removed",
     "watch.no_study": "no study has come for a long time",
     "watch.positive_rate": "more or fewer POSITIVE studies than usual",
     "watch.not_evaluated_rate": "more or fewer NOT_EVALUATED studies than usual",

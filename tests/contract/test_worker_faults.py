@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-import pe_triage.store.jobs as jobs_module
 from pe_triage.domain import Job, StudyState
 from pe_triage.errors import ConfigurationError, DeviceFaultError, PermanentError, RetryableError
 from pe_triage.node.worker import STOPPED, Worker, WorkerOptions, is_environment
-from pe_triage.store import schema
+from pe_triage.store import hand_back, schema
 from pe_triage.store.engine import StoreUnavailableError
 from tests.support.store import STUDY, StoreUnderTest
 
@@ -183,19 +182,19 @@ def test_an_outage_of_the_database_makes_no_worker_dead(
     store.queued()
     job = store.claimed(OWNER, lease_s=0.0)
     time.sleep(0.005)
-    true_read = jobs_module.read
+    true_read = hand_back.read
 
     def away(_engine: Any) -> Any:
         raise StoreUnavailableError("database not available")
 
-    monkeypatch.setattr(jobs_module, "read", away)
+    monkeypatch.setattr(hand_back, "read", away)
     with pytest.raises(StoreUnavailableError):
         store.queue.reap()
-    monkeypatch.setattr(jobs_module, "read", true_read)
+    monkeypatch.setattr(hand_back, "read", true_read)
     assert store.queue.reap() == 0
     # The worker is alive: it renews its lease as soon as the database answers.
     store.queue.heartbeat(job, OWNER, 30.0)
-    monkeypatch.setattr(jobs_module, "OUTAGE_GRACE_S", 0.0)
+    monkeypatch.setattr(hand_back, "OUTAGE_GRACE_S", 0.0)
     assert store.queue.reap() == 0
     store.queue.heartbeat(job, OWNER, 0.0)
     time.sleep(0.005)

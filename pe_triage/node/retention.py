@@ -1,0 +1,287 @@
+"""Removes the files of answered, delivered studies: by age, and before the disk is full.
+
+The rules are the database's (`store.retention`); this is the order of row and file. It never runs
+while the indexer files an instance away: a slice that comes again at that very moment would find
+its old file, and lose it a moment later.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pe_triage.domain import StudyState
+from pe_triage.logs import get_logger
+from pe_triage.receive.spool import Spool
+from pe_triage.retention import DAY_S, HOUR_S, Marks, RetentionTable
+from pe_triage.store.alarms import AlarmStore
+from pe_triage.store.retention import ANSWERED, Claimed, RetentionStore, Why
+from pe_triage.watch.alarms import SPACE_ALARM, Finding
+
+EVERY_S = 30.0
+"""How often it is looked."""
+BUDGET_S = 10.0
+"""Time of one look: a stopping node waits for it, and what is left is for the next."""
+AT_ONCE = 50
+"""Candidates read from the database at once."""
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that an unprivileged user may still write where `path` lies."""
+    found = os.statvfs(path)
+    return int(found.f_bavail) * int(found.f_frsize)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """What one look removed."""
+
+    studies: int = 0
+    runs: int = 0
+    """Runs whose results went."""
+    free_bytes: int = 0
+    """Afterwards."""
+
+
+class Retention:
+    """One look after another; several nodes may do so on one database.
+
+    Parameters
+    ----------
+    store
+        The rules.
+    spool
+        Files outside it, and outside `results_dir`, are never touched.
+    marks
+        See `pe_triage.retention.marks_of`.
+    guard
+        Held while files are deleted; the indexer holds it while it files away.
+    alarms
+        Where it is said that nothing can be removed; None: nowhere but in the log.
+    free
+        Asks for free bytes.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: RetentionStore,
+        spool: Spool,
+        data_dir: Path,
+        table: RetentionTable,
+        marks: Marks,
+        guard: AbstractContextManager[object],
+        clock: Callable[[], datetime],
+        alarms: AlarmStore | None = None,
+        remind_s: float = DAY_S,
+        free: Callable[[Path], int] = free_bytes,
+        budget_s: float = BUDGET_S,
+    ) -> None:
+        self._store = store
+        self._spool = spool
+        self._data_dir = data_dir
+        self._results = data_dir / "results"
+        self._table = table
+        self._marks = marks
+        self._guard = guard
+        self._clock = clock
+        self._alarms = alarms
+        self._remind_s = remind_s
+        self._free = free
+        self._budget_s = budget_s
+        self._log = get_logger()
+
+    def tick(self) -> Removed:
+        """Finish what a crash interrupted, remove by age, then for want of space."""
+        self._finish_interrupted()
+        until_s = time.monotonic() + self._budget_s
+        studies = runs = 0
+        if self._table.enabled:
+            studies, runs = self._by_age(until_s)
+            if self._free(self._data_dir) < self._marks.low:
+                more, further = self._for_space(until_s)
+                studies, runs = studies + more, runs + further
+        free = self._free(self._data_dir)
+        self._say(free, exhausted=time.monotonic() < until_s)
+        return Removed(studies=studies, runs=runs, free_bytes=free)
+
+    # ---------------------------------------------------------------- which
+
+    def _before(self, seconds: float) -> datetime:
+        return self._clock() - timedelta(seconds=max(seconds, self._table.settle_h * HOUR_S))
+
+    def _by_age(self, until_s: float) -> tuple[int, int]:
+        studies = runs = 0
+        for days, states in (
+            (self._table.images_days, ANSWERED),
+            (self._table.failed_days, (StudyState.FAILED,)),
+        ):
+            if days:
+                before = self._before(days * DAY_S)
+                studies += sum(self._images(before, Why.AGE, states, until_s))
+        if self._table.results_days:
+            before = self._before(self._table.results_days * DAY_S)
+            runs = sum(self._results_of(before, Why.AGE, until_s))
+        return studies, runs
+
+    def _for_space(self, until_s: float) -> tuple[int, int]:
+        before = self._before(0.0)
+        studies = runs = 0
+        for done in self._images(before, Why.SPACE, ANSWERED, until_s):
+            studies += done
+            if self._enough():
+                return studies, runs
+        for done in self._results_of(before, Why.SPACE, until_s):
+            runs += done
+            if self._enough():
+                break
+        return studies, runs
+
+    def _enough(self) -> bool:
+        return self._free(self._data_dir) >= self._marks.target
+
+    def _images(
+        self, before: datetime, why: Why, states: Sequence[StudyState], until_s: float
+    ) -> Iterator[int]:
+        """Remove one study after another; yields 1 where it went, 0 where it would not."""
+        seen: set[str] = set()
+        while time.monotonic() < until_s:
+            found = self._store.removable(before, states=states, limit=AT_ONCE + len(seen))
+            fresh = [uid for uid in found if uid not in seen]
+            if not fresh:
+                return
+            for study_uid in fresh:
+                seen.add(study_uid)
+                yield int(self._remove_images(study_uid, before, why, states))
+                if time.monotonic() >= until_s:
+                    return
+
+    def _results_of(self, before: datetime, why: Why, until_s: float) -> Iterator[int]:
+        seen: set[int] = set()
+        while time.monotonic() < until_s:
+            found = self._store.removable_results(before, limit=AT_ONCE + len(seen))
+            fresh = [job_id for job_id in found if job_id not in seen]
+            if not fresh:
+                return
+            for job_id in fresh:
+                seen.add(job_id)
+                claimed = self._store.claim_results(job_id, before)
+                yield int(claimed is not None and self._delete_results(claimed, why))
+                if time.monotonic() >= until_s:
+                    return
+
+    # ---------------------------------------------------------------- how
+
+    def _remove_images(
+        self, study_uid: str, before: datetime, why: Why, states: Sequence[StudyState]
+    ) -> bool:
+        claimed = self._store.claim(study_uid, before, why, states=states)
+        return claimed is not None and self._delete_images(study_uid, str(why))
+
+    def _finish_interrupted(self) -> None:
+        for study_uid in self._store.interrupted():
+            self._delete_images(study_uid, "INTERRUPTED")
+        for claimed in self._store.interrupted_results():
+            self._delete_results(claimed, "INTERRUPTED")
+
+    def _delete_images(self, study_uid: str, why: str) -> bool:
+        with self._guard:
+            # Asked again under the guard: an instance that came again in between is not listed.
+            claimed = self._store.claimed(study_uid)
+            if not self._delete(claimed.paths, inside=self._spool.studies):
+                return False
+            self._store.finished(study_uid)
+        self._log.info(
+            "retention.images_removed",
+            study_uid=study_uid,
+            why=why,
+            files=len(claimed.paths),
+            mb=claimed.size_bytes >> 20,
+        )
+        return True
+
+    def _delete_results(self, claimed: Claimed, why: str) -> bool:
+        if not self._delete(claimed.paths, inside=self._results):
+            return False
+        self._store.finished_results(claimed.paths)
+        self._log.info(
+            "retention.results_removed",
+            study_uid=claimed.study_uid,
+            why=why,
+            files=len(claimed.paths),
+        )
+        return True
+
+    def _delete(self, relative: Sequence[Path], *, inside: Path) -> bool:
+        """Delete files durably, and their directories where these are empty then.
+
+        Returns
+        -------
+        bool
+            False where one would not go: the claim stays open, and the next look tries again.
+        """
+        folders: set[Path] = set()
+        for name in relative:
+            path = self._data_dir / name
+            if not path.is_relative_to(inside) or ".." in path.parts:
+                self._log.error("retention.foreign_path", file=path.name)
+                return False
+            try:
+                os.unlink(path)  # noqa: PTH108 - as in `receive.files`
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self._log.error("retention.failed", error=error.strerror or str(error))
+                return False
+            folders.add(path.parent)
+        for folder in sorted(folders):
+            _sync(folder)
+            for directory in (folder, folder.parent):
+                if directory == inside:
+                    break
+                # Not empty: something of it is still here, or has come again.
+                with suppress(OSError):
+                    directory.rmdir()
+        return True
+
+    # ---------------------------------------------------------------- what is said
+
+    def _say(self, free: int, *, exhausted: bool) -> None:
+        """Raise, keep or clear the alarm; only a look that tried everything may raise it."""
+        if self._alarms is None or not (exhausted or free >= self._marks.low):
+            return
+        findings = []
+        if free < self._marks.low:
+            kept = self._store.kept()
+            findings.append(
+                Finding(
+                    name=SPACE_ALARM,
+                    message=f"{free >> 20} MiB are free, below {self._marks.low >> 20}, and "
+                    f"nothing more can be removed: {kept.undelivered} studies are not delivered, "
+                    f"{kept.in_doubt} in doubt, {kept.failed} failed; see pe-triage retention",
+                    facts={"free_mb": free >> 20, "low_mb": self._marks.low >> 20},
+                )
+            )
+        changes = self._alarms.settle(
+            findings, names={SPACE_ALARM}, at=self._clock(), remind_s=self._remind_s
+        )
+        for alarm in (*changes.raised, *changes.reminded):
+            self._log.error(alarm.name, message=alarm.message, **alarm.facts)
+        for alarm in changes.cleared:
+            self._log.info("watch.cleared", alarm=alarm.name, subject=None)
+
+
+def _sync(directory: Path) -> None:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

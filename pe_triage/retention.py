@@ -1,0 +1,89 @@
+"""The ``[retention]`` table: how long files stay here once their study is answered and delivered.
+
+What is not delivered never goes, whatever stands here. A full disk refuses every new study, so the
+space rule is on by default; what it takes first is the copy that was here longest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Days = Annotated[float, Field(ge=0)]
+
+LOW_MARK = 8
+"""Default of `low_free_mb` over `min_free_mb`."""
+TARGET = 1.5
+"""Default of `target_free_mb` over `low_free_mb`."""
+DAY_S, HOUR_S = 86400.0, 3600.0
+
+
+class RetentionTable(BaseModel):
+    """When files of answered and delivered studies are removed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    enabled: bool = Field(
+        default=True,
+        description="Whether files are removed; never where results are sent nowhere.",
+    )
+    images_days: Days = Field(
+        default=30.0, description="Days after which images go; 0: never by age."
+    )
+    failed_days: Days = Field(
+        default=90.0,
+        description="Days after which images of a FAILED study go; 0: never. They never go for "
+        "want of space.",
+    )
+    results_days: Days = Field(
+        default=365.0,
+        description="Days after which result files go, the SR excepted; 0: never by age.",
+    )
+    settle_h: Annotated[float, Field(ge=0)] = Field(
+        default=1.0,
+        description="Hours for which nothing of a study has happened before it may lose anything.",
+    )
+    low_free_mb: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Free space (MiB) below which the oldest images go, then the oldest results; "
+        "default: 8 times `min_free_mb`.",
+    )
+    target_free_mb: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Free space (MiB) at which that ends; default: 1.5 times `low_free_mb`.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """Free space at which removal for want of space begins, and at which it ends; in bytes."""
+
+    low: int
+    target: int
+
+
+def marks_of(table: RetentionTable, min_free_mb: int) -> Marks:
+    """Marks in force.
+
+    Raises
+    ------
+    ValueError
+        Images would be refused (`min_free_mb`) before anything was removed, or removal would end
+        before it begins.
+    """
+    low = table.low_free_mb or max(1, LOW_MARK * min_free_mb)
+    target = table.target_free_mb or int(TARGET * low)
+    if low <= min_free_mb:
+        raise ValueError(f"low_free_mb: {low} must be above min_free_mb, which is {min_free_mb}")
+    if target < low:
+        raise ValueError(f"target_free_mb: {target} is below low_free_mb, which is {low}")
+    return Marks(low=low << 20, target=target << 20)
+
+
+def rows(table: type[BaseModel] = RetentionTable) -> list[tuple[str, Any, str]]:
+    """Key, default and meaning, for the documentation."""
+    return [
+        (name, field.default, field.description or "") for name, field in table.model_fields.items()
+    ]
