@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-from pe_triage import watchers
+from pe_triage import committing, watchers
 from pe_triage.assemble.completeness import CompletenessRules
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.config import Settings
@@ -329,6 +329,7 @@ def receiver_process(
                 network_timeout_s=settings.network_timeout_s,
                 min_free_bytes=settings.min_free_mb << 20,
                 drain_s=settings.drain_s,
+                commitment=committing.access(settings),
             ),
             on_ready=link.ready,
             stop=link.stop,
@@ -357,7 +358,8 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
         from pe_triage.store.quarantine import Quarantine
 
         engine = open_engine(settings.database_url)
-        studies, outbox = StudyStore(engine, settings.data_dir), Outbox(engine, settings.data_dir)
+        studies = StudyStore(engine, settings.data_dir)
+        outbox = Outbox(engine, settings.data_dir, commits=committing.delays(settings))
         queue = JobQueue(engine, max_attempts=settings.max_attempts)
         spool = Spool(settings.spool_dir)
         asked, identity = watchers.asking(settings, utc_now), watchers.pacs_identity(settings)
@@ -418,8 +420,11 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
             deliverers=deliverers,
             outbox=outbox,
             longest_lease_s=max(LONGEST_LEASE_S, 4 * settings.lease_s),
-            timers=watchers.timers(settings, engine, spool, utc=utc_now, local=local_now),
-            loops=watchers.loops(asked),
+            timers=[
+                *watchers.timers(settings, engine, spool, utc=utc_now, local=local_now),
+                *committing.timers(settings, engine),
+            ],
+            loops=[*watchers.loops(asked), *committing.loops(settings, engine)],
         ).run(link.stop, on_ready=link.ready)
 
 

@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from pe_triage.addresses import AcceptRule, parse_accept_from, parse_aet, parse_destination
+from pe_triage.archive import CommitmentTable, RetrieveTable
 from pe_triage.destinations import AnyDestination
 from pe_triage.domain import Destination
 from pe_triage.errors import ConfigurationError, InputError
@@ -26,7 +34,18 @@ from pe_triage.routing import Route
 T = TypeVar("T")
 
 TABLES = frozenset(
-    {"eligibility", "destinations", "policy", "report", "query", "senders", "watch", "reconcile"}
+    {
+        "eligibility",
+        "destinations",
+        "policy",
+        "report",
+        "query",
+        "senders",
+        "watch",
+        "reconcile",
+        "commitment",
+        "retrieve",
+    }
 )
 """Keys that only a configuration file can hold."""
 
@@ -166,6 +185,16 @@ class Settings(BaseModel):
         description="Table of the daily comparison with the PACS (docs/watching.md).",
     )
 
+    # --- archive
+    commitment: CommitmentTable = Field(
+        default_factory=CommitmentTable,
+        description="Table of storage commitment, both ways (docs/integration.md).",
+    )
+    retrieve: RetrieveTable = Field(
+        default_factory=RetrieveTable,
+        description="Table of how studies are fetched from the PACS (docs/integration.md).",
+    )
+
     # --- operation
     drain_s: Annotated[float, Field(ge=0)] = Field(
         default=20.0, description="Seconds given to running associations and jobs on SIGTERM."
@@ -222,6 +251,47 @@ class Settings(BaseModel):
         if twice:
             raise ValueError(f"the AE title {twice[0]!r} is given twice")
         return value
+
+    @field_validator("commitment")
+    @classmethod
+    def _check_commitment(cls, value: CommitmentTable, info: ValidationInfo) -> CommitmentTable:
+        known = {*info.data.get("send_to", ())} | {
+            table.name for table in info.data.get("destinations", ()) if table.type == "dicom"
+        }
+        unknown = sorted(set(value.of) - known)
+        if unknown:
+            raise ValueError(f"of: {unknown[0]!r} is no send_to and no dicom destination")
+        query = info.data.get("query")
+        if value.requesters and value.archive is None and (query is None or query.pacs is None):
+            raise ValueError("requesters: without archive or query.pacs nobody could confirm")
+        return value
+
+    @property
+    def commitment_archive(self) -> str | None:
+        """Who must hold what is confirmed to scanners."""
+        return self.commitment.archive or self.query.pacs
+
+    @property
+    def commitment_peers(self) -> dict[str, Destination]:
+        """Destination that is asked to commit, to the peer that answers for it."""
+        addresses = {str(peer): peer for peer in self.peers} | {
+            table.name: table.peer for table in self.destinations if table.type == "dicom"
+        }
+        # `send_to` as it stands there, and as `str` writes it.
+        addresses |= dict(zip(self.send_to, self.peers, strict=True))
+        return {
+            str(addresses[name]) if name in self.send_to else name: parse_destination(
+                self.commitment.at.get(name, str(addresses[name]))
+            )
+            for name in self.commitment.of
+        }
+
+    @property
+    def retrieve_from(self) -> Destination | None:
+        """Who is asked for studies that are no longer held."""
+        return (
+            self.query.peer if self.retrieve.pacs is None else parse_destination(self.retrieve.pacs)
+        )
 
     @property
     def peers(self) -> tuple[Destination, ...]:
@@ -356,7 +426,7 @@ def _one_line(error: ValidationError, origin: Mapping[str, str]) -> str:
         words = _WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
         return f"{where}{_place(first['loc'][1:])}: {words}"
     inner = "".join(f"[{p + 1}]" if isinstance(p, int) else f".{p}" for p in first["loc"][1:])
-    if inner and key in ("query", "senders", "watch", "reconcile"):
+    if inner and key in TABLES - {"eligibility", "destinations", "policy", "report"}:
         return f"{where}{inner}: {_WORDS.get(first['type'], first['msg'])}".replace(
             "Value error, ", ""
         )

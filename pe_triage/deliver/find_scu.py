@@ -52,6 +52,8 @@ STUDY_KEYS = (
 """Return keys at STUDY level beside the UID."""
 SERIES_KEYS = ("Modality", "SeriesDescription", "NumberOfSeriesRelatedInstances")
 """Return keys at SERIES level beside the UIDs."""
+INSTANCE_KEYS = ("SOPInstanceUID", "SOPClassUID")
+"""Return keys at IMAGE level."""
 
 _PENDING = (0xFF00, 0xFF01)
 
@@ -175,6 +177,36 @@ class QueryScu:
                 item if item.instances is not None else self._counted(association, study_uid, item)
                 for item in series
             )
+
+    def instances(self, study_uid: str, series_uid: str) -> dict[str, str]:
+        """Every instance that the peer has of one series: SOP Instance UID to SOP Class UID.
+
+        The class is empty where the peer does not say it.
+
+        Raises
+        ------
+        QueryUnavailableError, QueryRefusedError
+            No usable answer.
+        """
+        keys = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid}
+        with self._association() as association:
+            found = self._find(association, "IMAGE", keys, INSTANCE_KEYS)
+
+        def read(ds: Dataset) -> tuple[str, str, str, str]:
+            return (
+                comparable(ds.get("StudyInstanceUID", study_uid)),
+                comparable(ds.get("SeriesInstanceUID", series_uid)),
+                comparable(ds.get("SOPInstanceUID", "")),
+                comparable(ds.get("SOPClassUID", "")),
+            )
+
+        # A peer that ignored a key is no witness.
+        mine = [
+            (uid, sop_class)
+            for study, series, uid, sop_class in self._read(read, found)
+            if (study, series) == (study_uid, series_uid) and uid
+        ]
+        return dict(mine)
 
     def studies(
         self, first: date, last: date, *, modality: str | None = None

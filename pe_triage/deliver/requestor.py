@@ -8,11 +8,11 @@ import ssl
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from pynetdicom import AE
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
 
@@ -106,8 +106,17 @@ def open_association(
     calling_aet: str,
     contexts: Sequence[PresentationContext],
     options: RequestorOptions,
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    handlers: Sequence[Any] = (),
 ) -> Association:
     """Request an association and return it established.
+
+    Parameters
+    ----------
+    roles
+        Role selection items (PS3.7 Annex D.3.3.4), where we want to be SCP of a class.
+    handlers
+        pynetdicom's event handlers, for requests that the peer makes on this association.
 
     Raises
     ------
@@ -129,6 +138,8 @@ def open_association(
             contexts=list(contexts),
             ae_title=destination.aet,
             max_pdu=options.max_pdu_length,
+            ext_neg=list(roles),
+            evt_handlers=list(handlers),
         )
     except (socket.gaierror, UnicodeError):
         raise RetryableDeliveryError(f"{destination}: unknown host {destination.host!r}") from None

@@ -50,9 +50,13 @@ class GuardedAcse(ACSE):
             evt.trigger(self.assoc, evt.EVT_REJECTED, {})
             self.assoc.kill()
             return
-        self.acceptor.supported_contexts = supported_contexts(
-            str(context.abstract_syntax) for context in request.presentation_context_definition_list
-        )
+        proposed = [str(c.abstract_syntax) for c in request.presentation_context_definition_list]
+        self.acceptor.supported_contexts = [
+            *supported_contexts(proposed),
+            *association.receiver_options.commitment.contexts(
+                (request.calling_ae_title or "").strip(" ")
+            ),
+        ]
         super()._negotiate_as_acceptor()
 
     def send_accept(self) -> None:
@@ -78,6 +82,18 @@ class StoreAssociation(Association):
         # These also set the timers of the upper layer, which is another one now.
         self.acse_timeout = server.ae.acse_timeout
         self.network_timeout = server.ae.network_timeout
+        listener = server.commitment_listener
+        if listener is not None:
+            self.bind(
+                evt.EVT_N_ACTION, lambda e: listener.on_action(e, self._calling_aet, self.log)
+            )
+            self.bind(
+                evt.EVT_N_EVENT_REPORT, lambda e: listener.on_report(e, self._calling_aet, self.log)
+            )
+
+    @property
+    def _calling_aet(self) -> str:
+        return "" if self.session is None else self.session.calling_aet
 
     def open_session(self) -> None:
         """Begin to account for what this association stores."""

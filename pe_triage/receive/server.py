@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pynetdicom.transport import AssociationServer, RequestHandler
 from pe_triage.addresses import AcceptRule
 from pe_triage.logs import get_logger
 from pe_triage.receive.access import AccessPolicy, Rejection, ResolverCache
+from pe_triage.receive.commitments import CommitmentAccess, CommitmentJournal, CommitmentListener
 from pe_triage.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pe_triage.receive.scp import StoreAssociation, check_access
 from pe_triage.receive.spool import Spool
@@ -62,6 +63,8 @@ class ReceiverOptions:
     """Below this much free space every object is answered A700; 0 switches the check off."""
     drain_s: float = 20.0
     """How long open associations may go on once the receiver is told to stop."""
+    commitment: CommitmentAccess = field(default_factory=CommitmentAccess)
+    """Who may speak of storage commitment; by default nobody."""
 
     @property
     def access(self) -> AccessPolicy:
@@ -100,6 +103,13 @@ class SharedListenerServer(AssociationServer):
         self.options = options
         self.service = service
         self.resolve = ResolverCache()
+        self.commitment_listener: CommitmentListener | None = None
+        if options.commitment != CommitmentAccess():
+            self.commitment_listener = CommitmentListener(
+                options.commitment,
+                CommitmentJournal(options.spool_root),
+                clock_ns=time.time_ns,
+            )
         self.log: Any = get_logger(aet=options.aet)
         self._open: set[StoreAssociation] = set()
         self._open_lock = threading.Lock()

@@ -232,26 +232,35 @@ class CommitmentStore:
         )
 
     def put_off(self, items: Sequence[Uncommitted], error: str, wait_s: float | None) -> None:
-        """Say that the request did not reach the archive, and when to ask again; None: no more."""
-        next_at = None if wait_s is None else db_now() + wait_s
+        """Say that the request did not reach the archive, and when to ask again.
+
+        Parameters
+        ----------
+        wait_s
+            None: no more. Nothing is kept for it then, and `show` says so.
+        """
+        ended = {"commit_since": None, "commit_next_at": None, "last_error": error}
+        values = ended if wait_s is None else {"commit_next_at": db_now() + wait_s}
         statement = (
             update(_deliveries)
             .where(
                 _deliveries.c.delivery_id.in_([item.delivery_id for item in items]),
                 _deliveries.c.state.in_(TAKEN),
             )
-            .values(commit_error=error, commit_next_at=next_at)
+            .values(commit_error=error, **values)
         )
         write(self._engine, lambda connection: connection.execute(statement))
 
     def ask_again(self, destination: str | None = None) -> int:
-        """Ask about everything uncommitted again, from now on. Returns how many objects."""
-        kept = _deliveries.c.commit_since.is_not(None) & _deliveries.c.state.in_(TAKEN)
+        """Ask about all that is uncommitted, or was given up, again. Returns how many objects."""
+        wanted = _deliveries.c.state.in_(TAKEN) & (
+            _deliveries.c.commit_since.is_not(None) | _deliveries.c.commit_error.is_not(None)
+        )
         if destination is not None:
-            kept &= _deliveries.c.destination == destination
+            wanted &= _deliveries.c.destination == destination
         statement = (
             update(_deliveries)
-            .where(kept)
+            .where(wanted)
             .values(commit_next_at=db_now(), commit_since=db_now())
             .returning(_deliveries.c.delivery_id)
         )
@@ -314,6 +323,8 @@ class CommitmentStore:
                     remedy = self._refuse(connection, row, reason, redeliveries, retry_s)
                     if remedy is not None:
                         failed[remedy] = failed.get(remedy, 0) + 1
+            for request_id in {r.request_id for r in rows.values()} - {None}:
+                _wake(connection, request_id)
             if not stale:
                 connection.execute(
                     update(_commitments)
@@ -463,6 +474,17 @@ class CommitmentStore:
         if found:
             write(self._engine, lambda connection: connection.execute(statement))
         return len(found)
+
+
+def _wake(connection: Connection, request_id: int) -> None:
+    """Make a scanner's request due of which everything is held now."""
+    requests, items = schema.commitment_requests, schema.commitment_request_items
+    lacking = exists().where(items.c.request_id == request_id, items.c.held.is_not(True))
+    connection.execute(
+        update(requests)
+        .where(requests.c.request_id == request_id, requests.c.ended_at.is_(None), ~lacking)
+        .values(next_attempt_at=db_now())
+    )
 
 
 def _locked(connection: Connection, delivery_id: int) -> Row[Any] | None:

@@ -201,11 +201,16 @@ def test_no_answer_is_asked_again_and_counted(store: StoreUnderTest) -> None:
         asked.ask()
         assert asked.commitments.due(PACS, 10) == []
         asked.make_due()
-    asked.commitments.put_off(asked.commitments.due(PACS, 10), "no route", None)
-    assert asked.commitments.due(PACS, 10) == []
     (lacking,) = asked.commitments.lacking()
     assert (lacking.destination, lacking.waiting) == (PACS, 2)
+    items = asked.commitments.due(PACS, 10)
+    asked.commitments.put_off(items, "no answer", None)
+    assert asked.commitments.due(PACS, 10) == []
+    assert asked.commitments.lacking() == []
+    uid = items[0].reference.sop_instance_uid
+    assert asked.commitments.may_go(uid, destinations=(PACS,), limit_s=None)
     assert asked.commitments.ask_again(PACS) == 2
+    assert not asked.commitments.may_go(uid, destinations=(PACS,), limit_s=None)
     assert len(asked.commitments.due(PACS, 10)) == 2
 
 

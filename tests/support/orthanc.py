@@ -107,6 +107,21 @@ class Orthanc:
             body = got.read()
         return json.loads(body) if "json" in got.headers.get("Content-Type", "") else body
 
+    def send_json(self, method: str, path: str, document: Any) -> Any:
+        """PUT or POST a JSON document; the answer, decoded where it is JSON."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http_port}{path}",
+            data=json.dumps(document).encode(),
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=20) as got:
+            body = got.read()
+        return json.loads(body) if body and "json" in got.headers.get("Content-Type", "") else body
+
+    def know(self, aet: str, port: int) -> None:
+        """Enter an AE of this machine among the modalities, under its own title."""
+        self.send_json("PUT", f"/modalities/{aet}", {"AET": aet, "Host": "127.0.0.1", "Port": port})
+
     def studies(self) -> dict[str, str]:
         """Study Instance UID to Orthanc's identifier."""
         found = self.get("/studies?expand")

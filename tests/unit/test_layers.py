@@ -46,6 +46,7 @@ FLOOR: dict[str, int] = {
     "cli": 5,
     "web": 5,
     "app": 5,
+    "committing": 5,
     "startup": 5,
     "watchers": 5,
     "__main__": 6,
@@ -77,7 +78,8 @@ ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
     "resources": {"errors"},
     "frames": {"domain"},
     "stack": {"domain", "frames"},
-    "app": {"startup", "watchers"},
+    "app": {"committing", "startup", "watchers"},
+    "committing": {"watchers"},
     "cli": {"app", "watchers"},
     # Evaluation judges what is served, so it predicts and explains by the code that serves. The
     # demonstration model is made of phantoms.
