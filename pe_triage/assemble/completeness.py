@@ -59,7 +59,8 @@ class StudyProgress:
     instances
         Instances held.
     first_instance_at, last_instance_at
-        Aware times of reception; re-sent identical instances do not move them.
+        Aware times of reception. An identical instance that is sent again moves the last one, for
+        its sender is still at work, and never the first.
     open_associations
         Associations open now that contributed to the study, or come from a sender that did.
     all_released
@@ -158,19 +159,27 @@ EARLY_SIGNS: tuple[tuple[str, Holds, str], ...] = (
 
 
 def judge_completeness(
-    progress: StudyProgress, rules: CompletenessRules, now: datetime
+    progress: StudyProgress,
+    rules: CompletenessRules,
+    now: datetime,
+    *,
+    clock_at: datetime | None = None,
 ) -> Completeness:
     """Decide whether a study is complete.
 
     Parameters
     ----------
     now
-        Aware time. A clock that was set back a little makes the study wait as much longer; set
-        back by more than the quiet time it closes the study, which would else wait unseen for
+        Aware time up to which it is known what came.
+    clock_at
+        What the clock says, where that is later than `now` (what was acknowledged since may still
+        lie in the journal). A clock that was set back a little makes the study wait as much longer;
+        set back by more than the quiet time it closes the study, which would else wait unseen for
         hours: what comes later makes a superseding run.
     """
+    set_back_s = (progress.last_instance_at - (clock_at or now)).total_seconds()
     clock = _Clock(
-        set_back=(progress.last_instance_at - now).total_seconds() > rules.quiet_s,
+        set_back=set_back_s > rules.quiet_s,
         since_first_s=max(0.0, (now - progress.first_instance_at).total_seconds()),
         since_last_s=max(0.0, (now - progress.last_instance_at).total_seconds()),
     )

@@ -182,7 +182,8 @@ class Assembler:
         drained_s = self._drained_s
         if drained_s is None:
             return 0
-        now = self._clock() - timedelta(seconds=max(0.0, time.monotonic() - drained_s))
+        clock_at = self._clock()
+        now = clock_at - timedelta(seconds=max(0.0, time.monotonic() - drained_s))
         receiving = self._studies.receiving()
         if receiving:
             self._end_orphans()
@@ -194,7 +195,7 @@ class Assembler:
         complete = 0
         for study in receiving:
             try:
-                complete += self._judge(study, now)
+                complete += self._judge(study, now, clock_at)
             except StoreUnavailableError:
                 raise
             except Exception as error:  # noqa: BLE001 - the studies behind it must be judged too
@@ -217,11 +218,15 @@ class Assembler:
                 )
                 self._log.warning("association.lost", association_id=association_id)
 
-    def _judge(self, study: StudyProgress, now: datetime) -> bool:
+    def _judge(self, study: StudyProgress, now: datetime, clock_at: datetime) -> bool:
         rules = rules_for(study.calling_aets, self._completeness, self._senders)
         quiet_for_s = (now - study.last_activity_at).total_seconds()
-        if 0 <= quiet_for_s < min(rules.grace_s, rules.quiet_s):
-            # Nothing can close it yet, so its series need not be looked at.
+        age_s = (now - study.received_at).total_seconds()
+        set_back = (study.last_activity_at - clock_at).total_seconds() > rules.quiet_s
+        soon = quiet_for_s < min(rules.grace_s, rules.quiet_s)
+        if soon and not set_back and age_s < rules.max_wait_s:
+            # Nothing can close it yet, so its series need not be looked at. A sender that never
+            # falls silent (it repeats one image for ever) is the matter of `max_wait_s`.
             return False
         open_associations, all_released = self._associations_of(study)
         judged = self._judged_of(study)
@@ -243,11 +248,18 @@ class Assembler:
             ),
             rules,
             now,
+            clock_at=clock_at,
         )
         if not decision.complete:
             return False
-        if decision.sign == "released_and_contiguous" and expectation.asking:
-            # The answer that is on its way may say that more is to come.
+        if (
+            decision.sign == "released_and_contiguous"
+            and expectation.asking
+            and quiet_for_s < rules.quiet_s
+            and (now - judged.since).total_seconds() < rules.max_wait_s
+        ):
+            # The answer that is on its way may say that more is to come; but a question that is
+            # never answered must not keep a study open when nothing else would.
             return False
         log = self._log.bind(study_uid=study.study_uid)
         digest = self._studies.manifest(study.study_uid).digest
@@ -317,13 +329,31 @@ class Assembler:
             if row.role is InstanceRole.IMAGE:
                 by_series.setdefault(row.series_uid, []).append(to_received(row, self._data_dir))
         series = tuple(
-            SeriesProgress(
-                verdict=judge_series(instances, self._eligibility),
-                geometry=series_geometry(instances),
-            )
+            progress
             for _uid, instances in sorted(by_series.items())
+            if (progress := self._progress_of(instances)) is not None
         )
         held = {uid: len(images) for uid, images in by_series.items()}
         judged = _Judged(instances=study.instances, since=since, series=series, held=held)
         self._judged[study.study_uid] = judged
         return judged
+
+    def _progress_of(self, instances: list[ReceivedInstance]) -> SeriesProgress | None:
+        """Verdict on one series; None where headers of a kind that nobody foresaw raise.
+
+        Time then closes the study, and the worker says visibly what is wrong with it: an exception
+        here would keep it open, unseen, for ever.
+        """
+        try:
+            return SeriesProgress(
+                verdict=judge_series(instances, self._eligibility),
+                geometry=series_geometry(instances),
+            )
+        except Exception as error:  # noqa: BLE001 - see above
+            self._log.error(
+                "series.judge_failed",
+                study_uid=instances[0].study_uid,
+                series_uid=instances[0].series_uid,
+                error=type(error).__name__,
+            )
+            return None

@@ -159,8 +159,9 @@ class Expectations:
             try:
                 found = self._peers[peer](study_uid)
                 series = {s.series_uid: s.instances or 0 for s in found if s.modality == "CT"}
-            except QueryError as error:
-                self._log.warning("query.failed", study_uid=study_uid, error=error.message)
+            except Exception as error:  # noqa: BLE001 - whatever a peer can cause is no answer
+                words = error.message if isinstance(error, QueryError) else type(error).__name__
+                self._log.warning("query.failed", study_uid=study_uid, error=words)
                 with self._lock:
                     self._paused_until_s[peer] = self._monotonic() + self._pause_s
         with self._lock:

@@ -153,10 +153,10 @@ def test_one_study_that_cannot_be_judged_does_not_hold_up_the_others(
     poisoned = str(slices[0].StudyInstanceUID)
     original = Assembler._judge
 
-    def judge(self: Assembler, study, now):  # type: ignore[no-untyped-def]
+    def judge(self: Assembler, study, *times):  # type: ignore[no-untyped-def]
         if study.study_uid == poisoned:
             raise KeyError("planted")
-        return original(self, study, now)
+        return original(self, study, *times)
 
     monkeypatch.setattr(Assembler, "_judge", judge)
     assert journal.assembler.tick() == 1

@@ -1,0 +1,130 @@
+"""What might keep a study open for ever, or close it too soon, and does not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from pe_triage.node import assembler as assembler_module
+from pe_triage.receive.spool import AssociationEvent
+from tests.support.assembling import SLICES, WAITS, Association, World, fast_engine, image
+
+UID = "1.7.1"
+FULL = {UID: {f"{UID}.1": SLICES, f"{UID}.2": 1}}
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    with fast_engine(tmp_path / "node.sqlite3") as made:
+        yield made
+
+
+def world_of(engine: Engine, **more: object) -> World:
+    return World(engine, random.Random(1), **more)  # type: ignore[arg-type]
+
+
+def sender(world: World) -> Association:
+    association = Association(1, "CT1", [], AssociationEvent.RELEASED)
+    world.open(association)
+    return association
+
+
+def bring(world: World, association: Association, numbers: range = range(SLICES)) -> None:
+    for n in numbers:
+        world.arrive(association, image(UID, n))
+
+
+def pass_s(world: World, seconds: float, step_s: float = 0.5) -> None:
+    for _ in range(round(seconds / step_s)):
+        world.now_s += step_s
+        world.index(1000)
+        world.tick()
+
+
+def signs(world: World) -> list[str]:
+    return [facts["sign"] for name, facts in world.log.events if name == "study.complete"]
+
+
+def test_a_sender_that_repeats_one_image_for_ever_cannot_keep_its_study_open(
+    engine: Engine,
+) -> None:
+    world = world_of(engine)
+    association = sender(world)
+    bring(world, association)
+    for _ in range(int(WAITS.max_wait_s) + 10):
+        world.arrive(association, image(UID, 0))
+        pass_s(world, 1.0, 1.0)
+    assert signs(world) == ["max_wait"]
+
+
+def test_a_question_that_is_never_answered_keeps_nothing_open(engine: Engine) -> None:
+    """The thread that asks has died: all else says that the study is complete."""
+    world = world_of(engine, pacs=FULL)
+    association = sender(world)
+    bring(world, association)
+    world.end(association)
+    pass_s(world, WAITS.quiet_s - 1)
+    assert signs(world) == []
+    pass_s(world, 2)
+    assert signs(world) == ["released_and_contiguous"]
+
+
+def test_an_error_that_nobody_foresaw_is_no_answer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = world_of(engine, pacs=FULL)
+
+    def broken(_uid: str) -> None:
+        raise AttributeError("planted")
+
+    monkeypatch.setitem(world.expectations._peers, "P", broken)
+    association = sender(world)
+    bring(world, association)
+    world.end(association)
+    pass_s(world, 2.5)
+    assert signs(world) == [], "an answer may be on its way"
+    assert world.expectations.step()
+    pass_s(world, 1)
+    assert signs(world) == ["released_and_contiguous"]
+    assert [f["error"] for name, f in world.log.events if name == "query.failed"] == [
+        "AttributeError"
+    ]
+
+
+def test_headers_that_break_a_rule_are_closed_by_time_and_left_to_the_worker(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: object) -> None:
+        raise OverflowError("planted")
+
+    monkeypatch.setattr(assembler_module, "judge_series", broken)
+    world = world_of(engine)
+    association = sender(world)
+    bring(world, association)
+    world.end(association)
+    pass_s(world, WAITS.quiet_s + 1)
+    assert signs(world) == ["quiet"]
+    assert [name for name, _ in world.log.errors] == ["series.judge_failed"], "and is said once"
+
+
+def test_a_journal_that_lags_is_no_clock_that_was_set_back(engine: Engine) -> None:
+    """Under load it is never empty for minutes: what comes then is not closed piece by piece."""
+    world = world_of(engine)
+    association = sender(world)
+    bring(world, association, range(1))
+    pass_s(world, 1)
+    for n in range(1, SLICES):
+        # One of two is indexed, so that the journal is never found empty.
+        world.arrive(association, image(UID, n))
+        world.arrive(association, image("1.7.2", n))
+        world.now_s += WAITS.quiet_s / 2
+        world.index(1)
+        world.tick()
+    assert signs(world) == []
+    world.end(association)
+    pass_s(world, 3)
+    assert signs(world) == ["released_and_contiguous"]
