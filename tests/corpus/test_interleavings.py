@@ -1,13 +1,19 @@
 """However the images of studies arrive, each study ends once, whole and unmixed.
 
-Pure: the functions that decide in the node are driven by a small reducer over time, without
-sockets, files or database (those are the matter of tests/contract and tests/node). One example of
-Hypothesis is a hundred interleavings drawn from its seed, so that a failure names the seed.
+Twice. *The node's own* store, queue, quarantine and assembler run on a simulated clock
+(`tests.support.assembling`): associations of three studies and two patients, conflicts, duplicates,
+aborts, a PACS that is asked, a lagging journal, workers that die, restarts. And a small pure
+reducer drives the deciding functions alone, a hundred times as fast; on what both can express they
+must agree closing by closing. One example of Hypothesis is a hundred interleavings of the reducer
+drawn from its seed, so that a failure names the seed. `tests/benchmarks/interleavings.py` runs as
+many of the node's own as one has time for, and goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -15,6 +21,7 @@ from functools import cache
 import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
 from pe_triage.assemble.completeness import (
     CompletenessRules,
@@ -25,6 +32,8 @@ from pe_triage.assemble.completeness import (
 from pe_triage.assemble.eligibility import EligibilityRules, choose_series, judge_series
 from pe_triage.assemble.geometry import series_geometry
 from pe_triage.domain import Outcome, PatientIdentity, ReceivedInstance, StudyManifest
+from pe_triage.receive.spool import AssociationEvent
+from tests.support import assembling, interleaving
 from tests.unit.assemble.conftest import make_series
 
 T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -79,6 +88,9 @@ class Node:
 
     def store(self, association: int, uid: str, number: int) -> None:
         study = self.studies[uid]
+        if number in study.held and not study.receiving:
+            # As in the store: what is sent again of a study that was closed is no arrival.
+            return
         study.last_s = self.now_s
         study.brought_by.add(association)
         if number in study.held:
@@ -229,3 +241,113 @@ def test_the_interleavings_reach_what_they_are_for() -> None:
     assert signs >= {"released_and_contiguous", "quiet"}
     assert grown > 20
     assert refused > 20
+
+
+# ------------------------------------------------------------------ the node's own
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with assembling.fast_engine(tmp_path_factory.mktemp("node") / "node.sqlite3") as made:
+        yield made
+
+
+def test_the_node_ends_every_study_whole_and_unmixed(engine: Engine) -> None:
+    seen = interleaving.many(engine, 0, 40)
+    # Or the property would be empty.
+    for word in ("DONE", "NOT_EVALUATED", "superseded", "gap", "in doubt", "decided", "restarts"):
+        assert seen[word], word
+    assert seen["sign released_and_contiguous"] > 5
+    assert seen["sign quiet"] > 5
+    assert seen["sign expected_count"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(100_000)
+def test_the_node_over_a_hundred_thousand_interleavings(engine: Engine) -> None:
+    seen: Counter[str] = Counter()
+    for first in range(0, 100_000, 1000):
+        seen += interleaving.many(engine, first, 1000)
+    assert seen["interleavings"] == 100_000
+    assert seen["fenced"]
+
+
+ENDS = {"released": AssociationEvent.RELEASED, "aborted": AssociationEvent.ABORTED}
+
+
+def closings(engine: Engine, number: int) -> tuple[list[object], list[object]]:
+    """What the node and the reducer make of the same arrivals, looked at in the same moments."""
+    rng = random.Random(number)
+    uids = ("1.7.1", "1.7.2")
+    never = {uid: set(rng.sample(range(SLICES), rng.choice([0, 0, 1]))) for uid in uids}
+    queues = [q for k, uid in enumerate(uids) for q in script(rng, uid, 10 * k, never[uid])]
+    reducer = Node({uid: Study(uid) for uid in uids})
+    world = assembling.World(assembling.emptied(engine), rng)
+    # A title for each: only an association that brought a study keeps it open in the reducer.
+    senders = {
+        a: assembling.Association(a + 1, f"A{a}", [], ENDS[kind])
+        for queue in queues
+        for kind, a, _, _ in queue[-1:]
+    }
+    while queues:
+        queue = rng.choice(queues)
+        kind, association, uid, n = queue.pop(0)
+        if kind == "store":
+            reducer.store(association, uid, n)
+            world.arrive(senders[association], assembling.image(uid, n))
+        else:
+            reducer.associations[association] = kind
+            (world.open if kind == "open" else world.end)(senders[association])
+        if not queue:
+            queues.remove(queue)
+        # No sum of these is a limit exactly: the node's clock runs on by a few microseconds.
+        look(reducer, world, rng.choice([0.051, 0.053, 0.307, 1.013, 3.01, 20.3, 70.7]))
+    for _ in range(12):
+        look(reducer, world, 61.0)
+    theirs = [
+        (uid, sign, {entry[0] for entry in manifest.entries})
+        for uid in uids
+        for manifest, _, sign in reducer.studies[uid].runs
+    ]
+    signs = [
+        facts["sign"]
+        for uid in uids
+        for name, facts in world.log.events
+        if name == "study.complete" and facts["run"] is not None and facts["study_uid"] == uid
+    ]
+    ours = [
+        (f.job.study_uid, sign, {row.sop_instance_uid for row in f.rows})
+        for f, sign in zip(
+            sorted(world.finished, key=lambda f: (f.job.study_uid, f.job.run)), signs, strict=True
+        )
+    ]
+    return list(ours), list(theirs)
+
+
+def look(reducer: Node, world: assembling.World, pause_s: float) -> None:
+    reducer.now_s += pause_s
+    world.now_s += pause_s
+    world.index(1000)
+    for study in reducer.studies.values():
+        reducer._judge(study)
+    world.tick()
+    # At once: the reducer knows no queue in which two growths could meet.
+    while (job := world.queue.claim("w/", 3600.0)) is not None:
+        world._finish(job)
+
+
+def agree(engine: Engine, first: int, count: int) -> None:
+    for number in range(first, first + count):
+        ours, theirs = closings(engine, number)
+        assert ours, number
+        assert ours == theirs, number
+
+
+def test_the_reducer_closes_what_the_node_closes(engine: Engine) -> None:
+    agree(engine, 0, 15)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(20_000)
+def test_the_reducer_closes_what_the_node_closes_ten_thousand_times(engine: Engine) -> None:
+    agree(engine, 1000, 10_000)
