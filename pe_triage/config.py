@@ -29,7 +29,9 @@ from pe_triage.destinations import AnyDestination
 from pe_triage.domain import Destination
 from pe_triage.errors import ConfigurationError, InputError
 from pe_triage.monitoring import QueryTable, ReconcileTable, SenderTable, WatchTable
+from pe_triage.retention import Marks, RetentionTable, marks_of
 from pe_triage.routing import Route
+from pe_triage.urgency import UrgencyRule
 
 T = TypeVar("T")
 
@@ -45,6 +47,8 @@ TABLES = frozenset(
         "reconcile",
         "commitment",
         "retrieve",
+        "retention",
+        "urgency",
     }
 )
 """Keys that only a configuration file can hold."""
@@ -150,6 +154,19 @@ class Settings(BaseModel):
         default=3, description="Attempts at one job before it ends FAILED."
     )
 
+    urgency: tuple[UrgencyRule, ...] = Field(
+        default=(),
+        description="Tables of rules that put a study first, or last, in the queue; the first "
+        "that matches counts (docs/configuration.md).",
+    )
+
+    # --- how long files stay
+    retention: RetentionTable = Field(
+        default_factory=RetentionTable,
+        description="Table of how long files stay once their study is answered and delivered "
+        "(docs/configuration.md).",
+    )
+
     # --- delivery
     send_to: tuple[str, ...] = Field(
         default=(), description="Destinations AET@HOST:PORT for every result object."
@@ -243,6 +260,13 @@ class Settings(BaseModel):
             raise ValueError(f"the name {twice[0]!r} is given twice")
         return value
 
+    @field_validator("retention")
+    @classmethod
+    def _check_retention(cls, value: RetentionTable, info: ValidationInfo) -> RetentionTable:
+        if "min_free_mb" in info.data:
+            marks_of(value, info.data["min_free_mb"])
+        return value
+
     @field_validator("senders")
     @classmethod
     def _check_senders(cls, value: tuple[SenderTable, ...]) -> tuple[SenderTable, ...]:
@@ -292,6 +316,11 @@ class Settings(BaseModel):
         return (
             self.query.peer if self.retrieve.pacs is None else parse_destination(self.retrieve.pacs)
         )
+
+    @property
+    def space_marks(self) -> Marks:
+        """Free space at which the removal of files begins and ends."""
+        return marks_of(self.retention, self.min_free_mb)
 
     @property
     def peers(self) -> tuple[Destination, ...]:

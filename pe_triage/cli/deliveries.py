@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pe_triage.cli.options import node_options, settings_from
+from pe_triage.cli.options import deciding, decision_options, node_options, settings_from
 
 
 @click.group()
@@ -64,3 +64,37 @@ def retry(
     outbox = Outbox(open_existing_database(settings), settings.data_dir)
     count = outbox.requeue_parked(destination, study_uid=study)
     click.echo(f"{count} parked deliveries will be tried again")
+
+
+@deliveries.command()
+@node_options
+@click.option("--destination", help="Everything that this destination, as `list` names it, lacks.")
+@click.option("--study", help="Everything of this study; with --destination only there.")
+@decision_options
+def abandon(
+    data_dir: Path | None,
+    database: str | None,
+    config: Path | None,
+    destination: str | None,
+    study: str | None,
+    by: str | None,
+    why: str | None,
+) -> None:
+    """Decide that results need not arrive, of a destination that is gone for good.
+
+    They stay parked, with who decided it and why, and raise no alarm any more; files of their
+    studies may then be removed like others. `retry` takes the decision back.
+    """
+    settings = settings_from(data_dir=data_dir, database=database, config=config)
+    from pe_triage.app import open_existing_database, utc_now
+    from pe_triage.store.abandoning import abandon as decide
+
+    count = decide(
+        open_existing_database(settings),
+        destination=destination,
+        study_uid=study,
+        by=deciding(by),
+        why=why,
+        at=utc_now(),
+    )
+    click.echo(f"{count} deliveries are abandoned")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +34,28 @@ def node_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def decision_options(function: F) -> F:
+    """Add ``--by`` and ``--why``: commands that record what a person decided."""
+    options = (
+        click.option("--by", metavar="NAME", help="Who decides [default: the user logged in]."),
+        click.option("--why", metavar="TEXT", help="Why; kept with the decision."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def deciding(by: str | None) -> str:
+    """Name under which a decision is recorded."""
+    if by and by.strip():
+        return by.strip()[:200]
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        # A container may run under a number that has no name.
+        return f"uid {os.getuid()}"
 
 
 def settings_from(

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-ONLY_WHERE_SAID = ("series_choice", "quarantine_reason", "last_error")
+ONLY_WHERE_SAID = ("images no longer held", "series_choice", "quarantine_reason", "last_error")
 PRIORITY_STYLE = {"HIGH": "bold red", "MEDIUM": "yellow", "LOW": "cyan"}
 
 
@@ -25,6 +25,22 @@ def _text(value: Any, digits: int | None = None) -> str:
     if digits is not None and isinstance(value, int | float):
         return f"{value:.{digits}f}"
     return escape(str(value))
+
+
+REMOVED_WHY = {
+    "AGE": "by age",
+    "SPACE": "for want of space",
+    "LOST": "not in the backup that was restored",
+}
+
+
+def not_held(doc: Mapping[str, Any]) -> str | None:
+    """How many images of a study went, when and why; None where all are here."""
+    gone = doc.get("instances", 0) - doc.get("instances_held", doc.get("instances", 0))
+    if gone <= 0:
+        return None
+    why = REMOVED_WHY.get(str(doc.get("images_removed_why")), "")
+    return f"{gone} of {doc['instances']}, removed {why} on {str(doc['images_removed_at'])[:10]}"
 
 
 def worklist_table(documents: Sequence[Mapping[str, Any]]) -> Table:
@@ -48,12 +64,13 @@ def worklist_table(documents: Sequence[Mapping[str, Any]]) -> Table:
         priority = doc.get("priority")
         style = PRIORITY_STYLE.get(str(priority), "")
         outcome = doc.get("outcome") or doc.get("state")
-        reason, doubt = doc.get("reason"), doc.get("quarantine_reason")
+        reason, doubt, gone = doc.get("reason"), doc.get("quarantine_reason"), not_held(doc)
         table.add_row(
             _text(doc["study_uid"]),
             _text(outcome)
             + (f"\n[dim]{_text(reason)}[/dim]" if reason and reason != doubt else "")
-            + (f"\n[bold red]! {_text(doubt)}[/bold red]" if doubt else ""),
+            + (f"\n[bold red]! {_text(doubt)}[/bold red]" if doubt else "")
+            + (f"\n[dim]images no longer held: {_text(gone)}[/dim]" if gone else ""),
             _text(doc.get("pe_probability"), 3),
             f"[{style}]{_text(priority)}[/{style}]" if style else _text(priority),
             _text(doc.get("latency_s"), 1),
@@ -63,6 +80,7 @@ def worklist_table(documents: Sequence[Mapping[str, Any]]) -> Table:
 
 def print_document(console: Console, doc: Mapping[str, Any]) -> None:
     """Everything known of one study, for a person."""
+    doc = {**doc, "images no longer held": not_held(doc)}
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -77,6 +95,7 @@ def print_document(console: Console, doc: Mapping[str, Any]) -> None:
         "series_uid",
         "series_choice",
         "instances",
+        "images no longer held",
         "run",
         "pe_probability",
         "received_at",

@@ -27,10 +27,12 @@ from pe_triage.logs import get_logger
 from pe_triage.monitoring import SenderTable
 from pe_triage.node.expectations import NOTHING, Expectation, Expectations
 from pe_triage.node.files import to_received
+from pe_triage.node.urgency import PlaceOf
 from pe_triage.receive.spool import AssociationEvent, EventRecord
 from pe_triage.store.engine import StoreUnavailableError
 from pe_triage.store.jobs import Closing, JobQueue, StudyChangedError
 from pe_triage.store.studies import StudyProgress, StudyStore
+from pe_triage.urgency import Place
 
 REMEMBERED = 10_000
 """Associations kept in memory after their end."""
@@ -116,6 +118,8 @@ class Assembler:
         Calling AE title to what holds for its studies.
     asking
         Who can be asked how many images a study has; None: nobody.
+    place_of
+        Where a study stands in the queue.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class Assembler:
         living_boots: Callable[[], frozenset[str]],
         senders: Mapping[str, SenderTable] | None = None,
         asking: Asking | None = None,
+        place_of: PlaceOf = lambda _study_uid, _calling_aets: Place.ROUTINE,
     ) -> None:
         self._studies = studies
         self._queue = queue
@@ -140,6 +145,7 @@ class Assembler:
         self._living_boots = living_boots
         self._senders = dict(senders or {})
         self._asking = asking
+        self._place_of = place_of
         self._lock = threading.Lock()
         self._associations: dict[str, _Association] = {}
         self._judged: dict[str, _Judged] = {}
@@ -263,10 +269,12 @@ class Assembler:
             return False
         log = self._log.bind(study_uid=study.study_uid)
         digest = self._studies.manifest(study.study_uid).digest
+        place = self._place_of(study.study_uid, study.calling_aets)
         try:
             job = self._queue.enqueue(
                 study.study_uid,
                 digest,
+                rank=place,
                 closing=Closing(
                     sign=decision.sign,
                     reason=decision.reason,
@@ -284,6 +292,7 @@ class Assembler:
             reason=decision.reason,
             instances=study.instances,
             missing=missing or None,
+            place=None if place is Place.ROUTINE else place.name,
             run=None if job is None else job.run,
             job_id=None if job is None else job.job_id,
         )

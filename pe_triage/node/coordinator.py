@@ -123,6 +123,8 @@ class Coordinator:
             self._log.warning("clock.stepped_back", jobs=jobs, deliveries=deliveries)
 
     def _clean(self) -> None:
-        removed = self._spool.clean_temporary(older_than_s=ABANDONED_AFTER_S)
+        removed = self._spool.clean_temporary(
+            older_than_s=ABANDONED_AFTER_S, living=self._spool.living_boots()
+        )
         if removed:
             self._log.info("spool.cleaned", files=removed)

@@ -34,6 +34,8 @@ _TEMPORARY = ".part"
 _INSTANCE = ".dcm"
 _EVENT = ".event"
 _ENTRY = re.compile(r"(?P<boot>\d{13}[0-9a-f]{8})-(?P<association>\d{8})-(?P<sequence>\d{9})")
+DEAD_WAIT_S = 60.0
+"""Age of a temporary file of a receiver that is gone: one that starts may not be announced yet."""
 _REASON = re.compile(r"[a-z0-9_-]{1,64}")
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
 
@@ -141,6 +143,10 @@ class Spool:
         except OSError as error:
             raise _failed("cannot write to the spool", final, error) from error
 
+    def retire(self, receiver: str) -> None:
+        """Say that `receiver` has ended for good: a command that stored something, and is done."""
+        (self._receivers / receiver).unlink(missing_ok=True)
+
     def living_boots(self) -> frozenset[str]:
         """Boot ids that `announce` last gave for each receiver.
 
@@ -233,25 +239,31 @@ class Spool:
         with suppress(OSError):
             self._files.unlink(path)
 
-    def clean_temporary(self, *, older_than_s: float = 0.0) -> int:
+    def clean_temporary(
+        self, *, older_than_s: float = 0.0, living: frozenset[str] | None = None
+    ) -> int:
         """Remove what transfers left that never finished; none of it was acknowledged.
 
         Parameters
         ----------
         older_than_s
             0 only where no receiver is running on this spool.
+        living
+            See `living_boots`: what receivers that are gone have left goes after a minute.
 
         Returns
         -------
         int
             How many files were removed.
         """
-        limit = time.time() - older_than_s
+        now_s = time.time()
         removed = 0
         for directory, pattern in ((self.incoming, "*"), (self.studies, "*/*/*")):
             for path in directory.glob(pattern + _TEMPORARY):
                 with suppress(FileNotFoundError):
-                    if path.stat().st_mtime <= limit:
+                    dead = living is not None and path.name.partition("-")[0] not in living
+                    wait_s = min(older_than_s, DEAD_WAIT_S) if dead else older_than_s
+                    if path.stat().st_mtime <= now_s - wait_s:
                         path.unlink()
                         removed += 1
         return removed

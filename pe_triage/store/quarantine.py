@@ -6,7 +6,7 @@ been decided on, it goes back to RECEIVING, is found complete again, and runs wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +31,23 @@ ADVICE = {
 }
 """What to do instead of a release."""
 
+_DELETED = "the file is deleted, the record stays"
+_SETTLES = (
+    f"{_DELETED}; once nothing of the study is in doubt, what was held back is sent and the study "
+    "is assembled again with the images that are held"
+)
+CONSEQUENCES: Mapping[QuarantineKind, Mapping[str, str]] = {
+    QuarantineKind.CONTENT: {"discard": f"{_DELETED}; the object that came first stays as it is"},
+    QuarantineKind.IDENTITY: {"discard": _SETTLES},
+    QuarantineKind.ELSEWHERE: {"discard": _SETTLES},
+    QuarantineKind.STRAY: {"discard": f"{_DELETED}; its study is not touched"},
+    QuarantineKind.OTHER: {
+        "release": "the node reads the file again and takes it up, or sets it aside again",
+        "discard": _DELETED,
+    },
+}
+"""What each decision leads to; a decision that does not stand here is refused."""
+
 IN_DOUBT = (QuarantineKind.IDENTITY, QuarantineKind.ELSEWHERE)
 """Kinds that put the study itself in quarantine."""
 
@@ -50,6 +67,15 @@ class QuarantineEntry:
     state: QuarantineState
     created_at: datetime
     decided_at: datetime | None
+    decided_by: str | None = None
+    decided_why: str | None = None
+
+    @property
+    def consequence(self) -> Mapping[str, str]:
+        """Decision that a person can take now, to what it leads to."""
+        if self.state is not QuarantineState.HELD:
+            return {}
+        return CONSEQUENCES[self.kind]
 
 
 class Quarantine:
@@ -114,6 +140,23 @@ class Quarantine:
         with read(self._engine) as connection:
             return [_entry(row) for row in connection.execute(statement)]
 
+    def get(self, quarantine_id: int) -> QuarantineEntry:
+        """One entry, decided or not.
+
+        Raises
+        ------
+        InputError
+            No such entry.
+        """
+        table = schema.quarantine
+        with read(self._engine) as connection:
+            row = connection.execute(
+                select(table).where(table.c.quarantine_id == quarantine_id)
+            ).one_or_none()
+        if row is None:
+            raise _unknown(quarantine_id)
+        return _entry(row)
+
     def moved(self, quarantine_id: int, path: Path) -> None:
         """Say where the file lies now.
 
@@ -140,41 +183,50 @@ class Quarantine:
         InputError
             As they do.
         """
-        table = schema.quarantine
-        with read(self._engine) as connection:
-            row = connection.execute(
-                select(table).where(table.c.quarantine_id == quarantine_id)
-            ).one_or_none()
-        if row is None:
-            raise _unknown(quarantine_id)
-        entry = _entry(row)
+        entry = self.get(quarantine_id)
         _check(entry, wanted)
         return entry
 
-    def release(self, quarantine_id: int) -> QuarantineEntry:
+    def release(
+        self, quarantine_id: int, *, by: str | None = None, why: str | None = None
+    ) -> QuarantineEntry:
         """Decide that a file that could not be read is to be looked at again.
 
         The caller has put its file back to be indexed: whatever fails before this leaves an entry
         that can be released again.
+
+        Parameters
+        ----------
+        by, why
+            Who decided so, and why; recorded.
 
         Raises
         ------
         InputError
             No such entry, decided already, or one that can never be taken beside what is held.
         """
-        return self._decide(quarantine_id, QuarantineState.RELEASED)
+        return self._decide(quarantine_id, QuarantineState.RELEASED, by, why)
 
-    def discard(self, quarantine_id: int) -> QuarantineEntry:
+    def discard(
+        self, quarantine_id: int, *, by: str | None = None, why: str | None = None
+    ) -> QuarantineEntry:
         """Decide that the object is not wanted; the caller deletes its file.
+
+        Parameters
+        ----------
+        by, why
+            Who decided so, and why; recorded.
 
         Raises
         ------
         InputError
             No such entry, or decided already.
         """
-        return self._decide(quarantine_id, QuarantineState.DISCARDED)
+        return self._decide(quarantine_id, QuarantineState.DISCARDED, by, why)
 
-    def _decide(self, quarantine_id: int, state: QuarantineState) -> QuarantineEntry:
+    def _decide(
+        self, quarantine_id: int, state: QuarantineState, by: str | None, why: str | None
+    ) -> QuarantineEntry:
         table, studies = schema.quarantine, schema.studies
 
         def work(connection: Connection) -> QuarantineEntry:
@@ -198,7 +250,12 @@ class Quarantine:
             decided = connection.execute(
                 update(table)
                 .where(table.c.quarantine_id == quarantine_id)
-                .values(state=state.value, decided_at=self._clock())
+                .values(
+                    state=state.value,
+                    decided_at=self._clock(),
+                    decided_by=by,
+                    decided_why=why,
+                )
                 .returning(*table.c)
             ).one()
             if entry.study_uid is not None and entry.kind in IN_DOUBT:
@@ -257,6 +314,8 @@ def _entry(row: Row[Any]) -> QuarantineEntry:
         state=QuarantineState(row.state),
         created_at=row.created_at,
         decided_at=row.decided_at,
+        decided_by=row.decided_by,
+        decided_why=row.decided_why,
     )
 
 

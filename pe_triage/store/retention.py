@@ -10,7 +10,7 @@ A study keeps its rows: its answer, the names of its images and their digests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -26,6 +26,7 @@ from sqlalchemy import (
     case,
     exists,
     func,
+    literal,
     or_,
     select,
     update,
@@ -104,11 +105,13 @@ def _unsettled(deliveries: FromClause, jobs: FromClause) -> ColumnElement[bool]:
 
 
 def _has_undelivered() -> ColumnElement[bool]:
-    joined = _deliveries.join(_jobs, _deliveries.c.job_id == _jobs.c.job_id)
+    # Aliases everywhere: these conditions also stand in statements that name the same tables.
+    table, job = _deliveries.alias("owed"), _jobs.alias("owing")
     return (
-        select(1)
-        .select_from(joined)
-        .where(_jobs.c.study_uid == _studies.c.study_uid, _unsettled(_deliveries, _jobs))
+        select(literal(1))
+        .select_from(table.join(job, table.c.job_id == job.c.job_id))
+        .where(job.c.study_uid == _studies.c.study_uid, _unsettled(table, job))
+        .correlate(_studies)
         .exists()
     )
 
@@ -118,29 +121,41 @@ def _is_in_doubt() -> ColumnElement[bool]:
     return or_(
         _studies.c.quarantine_reason.is_not(None),
         _studies.c.state == StudyState.QUARANTINED.value,
-        exists().where(
+        select(literal(1))
+        .select_from(table)
+        .where(
             table.c.study_uid == _studies.c.study_uid,
             table.c.state == QuarantineState.HELD.value,
-        ),
+        )
+        .correlate(_studies)
+        .exists(),
     )
 
 
 def _is_active() -> ColumnElement[bool]:
     return or_(
         _studies.c.state.in_([StudyState.RECEIVING.value, StudyState.QUEUED.value]),
-        exists().where(_jobs.c.study_uid == _studies.c.study_uid, _jobs.c.state.in_(ACTIVE)),
+        _has_job(lambda job: job.c.state.in_(ACTIVE)),
+    )
+
+
+def _has_job(which: Callable[[FromClause], ColumnElement[bool]]) -> ColumnElement[bool]:
+    job = _jobs.alias("other_run")
+    return (
+        select(literal(1))
+        .select_from(job)
+        .where(job.c.study_uid == _studies.c.study_uid, which(job))
+        .correlate(_studies)
+        .exists()
     )
 
 
 def _settled(before: datetime, states: Collection[StudyState]) -> ColumnElement[bool]:
     """Studies that may lose files: nothing came, ended or is owed since `before`."""
-    ended_since = exists().where(
-        _jobs.c.study_uid == _studies.c.study_uid, _jobs.c.completed_at >= before
-    )
     return and_(
         _studies.c.state.in_([state.value for state in states]),
         _studies.c.last_activity_at < before,
-        ~ended_since,
+        ~_has_job(lambda job: job.c.completed_at >= before),
         ~_is_active(),
         ~_is_in_doubt(),
         ~_has_undelivered(),
@@ -184,6 +199,12 @@ class RetentionStore:
         )
         with read(self._engine) as connection:
             return list(connection.execute(statement).scalars())
+
+    def count(self, before: datetime, *, states: Collection[StudyState] = ANSWERED) -> int:
+        """How many studies `removable` would name in the end."""
+        statement = select(func.count()).where(_studies.c.held > 0, _settled(before, states))
+        with read(self._engine) as connection:
+            return int(connection.execute(statement).scalar_one())
 
     def claim(
         self,
@@ -280,6 +301,15 @@ class RetentionStore:
                 removed_why=why.value,
             )
         )
+
+    def held_files(self) -> Iterator[tuple[str, str, str]]:
+        """Study, SOP Instance UID and path of every instance whose file should be here."""
+        statement = select(
+            _instances.c.study_uid, _instances.c.sop_instance_uid, _instances.c.path
+        ).where(_instances.c.removed_at.is_(None))
+        with read(self._engine) as connection:
+            for row in connection.execution_options(yield_per=5000).execute(statement):
+                yield row.study_uid, row.sop_instance_uid, row.path
 
     def interrupted(self) -> list[str]:
         """Studies that were claimed and not finished, by a crash or a file that would not go."""

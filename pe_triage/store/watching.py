@@ -283,7 +283,11 @@ def _waiting(connection: Connection, now: datetime) -> tuple[Waiting, ...]:
             select(table.c.destination, func.count().label("count_"))
             .join(_jobs, table.c.job_id == _jobs.c.job_id)
             # What a newer answer took the place of is no one's task.
-            .where(state == DeliveryState.PARKED.value, _jobs.c.superseded.is_(False))
+            .where(
+                state == DeliveryState.PARKED.value,
+                _jobs.c.superseded.is_(False),
+                table.c.abandoned_at.is_(None),
+            )
             .group_by(table.c.destination)
         )
     }
@@ -317,6 +321,7 @@ def _undelivered(connection: Connection, uids: Sequence[str]) -> dict[str, tuple
         .where(
             studies.c.study_uid.in_(uids),
             table.c.state.in_([DeliveryState.PENDING.value, DeliveryState.PARKED.value]),
+            table.c.abandoned_at.is_(None),
         )
         .group_by(studies.c.study_uid, table.c.state)
     )

@@ -1,0 +1,42 @@
+"""``pe-triage backup``: database and files of a node, also while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pe_triage.cli.options import node_options, settings_from
+from pe_triage.errors import InputError
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@node_options
+def backup(
+    directory: Path, data_dir: Path | None, database: str | None, config: Path | None
+) -> None:
+    """Copy database and files of a node to DIR; again to the same DIR copies what is new.
+
+    DIR then holds patients' images: keep it as safe as the node itself.
+    """
+    settings = settings_from(data_dir=data_dir, database=database, config=config)
+    target = directory.expanduser().resolve()
+    if target.is_relative_to(settings.data_dir) or settings.data_dir.is_relative_to(target):
+        raise InputError(f"{target} and the data directory lie inside each other")
+    from pe_triage.app import open_existing_database
+    from pe_triage.node.backup import copy_files
+    from pe_triage.store.backup import copy_database
+
+    open_existing_database(settings).dispose()
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {target}: {error.strerror}") from None
+    # In this order: see `node.backup`.
+    copy = copy_database(settings.database_url, target)
+    files = copy_files(settings.data_dir, target)
+    click.echo(
+        f"{copy.name}; {files.copied} files copied, {files.unchanged} were there, "
+        f"{files.pruned} are gone from the node"
+    )
