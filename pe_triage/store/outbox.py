@@ -347,8 +347,6 @@ class Outbox:
             )
         )
         parked = (deliveries.c.state == PARKED.value) & deliveries.c.result_id.in_(sendable)
-        # These name the patient as before a correction.
-        parked &= func.coalesce(deliveries.c.last_error, "") != schema.CORRECTED
         if destination is not None:
             parked &= deliveries.c.destination == destination
         if study_uid is not None:
