@@ -73,6 +73,12 @@ class QueryTable(_Table):
         description="Where the PACS does not answer, or does not know the study: deliver on the "
         "node's own check, or wait until it does.",
     )
+    identity_corrected: Literal["remake", "park"] = Field(
+        default="remake",
+        description="Where the PACS has the study under another patient: make the results again "
+        "under that patient if it is provably the same study, else park them; or always park them "
+        "until a person decides.",
+    )
     identity_fresh_s: Positive = Field(
         default=60.0, description="Seconds for which an answer on one study is used again."
     )

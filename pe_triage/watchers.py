@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from pe_triage.deliver.find_scu import QueryScu
     from pe_triage.node.assembler import Asking
     from pe_triage.node.coordinator import Loop, Timer
+    from pe_triage.node.corrections import Corrections, Remade
     from pe_triage.node.pacs_identity import PacsIdentity, Person
     from pe_triage.node.reconciler import Reconciler
+    from pe_triage.node.watcher import Commitments
     from pe_triage.receive.spool import Spool
 
 Clock = Callable[[], datetime]
@@ -54,6 +56,10 @@ def asking(settings: Settings, clock: Clock) -> Asking | None:
         for sender in settings.senders
         if sender.query is not None
     }
+    fetched_from = settings.retrieve.pacs
+    if fetched_from is not None and table.expected_count:
+        # What is fetched comes from there, and what it has is what must come.
+        by_sender.setdefault(parse_destination(fetched_from).aet, fetched_from)
     names = {name for name in (default, *by_sender.values()) if name is not None}
     if not names:
         return None
@@ -82,8 +88,32 @@ def pacs_identity(settings: Settings) -> PacsIdentity | None:
     )
 
 
+def corrections(settings: Settings, engine: Engine) -> Corrections | None:
+    """What follows a correction of the patient at the PACS; None where nobody is asked."""
+    from pe_triage.node.corrections import Corrections
+    from pe_triage.store.corrections import correct_patient
+
+    peer = settings.query.peer
+    if peer is None:
+        return None
+    return Corrections(
+        archive=query_scu(settings, peer),
+        studies=StudyStore(engine, settings.data_dir),
+        data_dir=settings.data_dir,
+        correct=partial(correct_patient, engine),
+    )
+
+
+def follower(settings: Settings, engine: Engine) -> Callable[[str], tuple[Remade, str]] | None:
+    """What a delivery does where the PACS has corrected the patient; None: it is parked."""
+    made = corrections(settings, engine)
+    if made is None or settings.query.identity_corrected == "park":
+        return None
+    return made.follow
+
+
 def person_of(studies: StudyStore, data_dir: Path) -> Callable[[str], Person]:
-    """Whom a study's images name."""
+    """Whom a study's results name."""
     from pe_triage.node.pacs_identity import person_of_study
 
     return partial(person_of_study, studies, data_dir)
@@ -130,7 +160,13 @@ def backlog(spool: Spool) -> tuple[int, float]:
 
 
 def timers(
-    settings: Settings, engine: Engine, spool: Spool, *, utc: Clock, local: Clock
+    settings: Settings,
+    engine: Engine,
+    spool: Spool,
+    *,
+    utc: Clock,
+    local: Clock,
+    commitments: Commitments = lambda: ((), 0),
 ) -> list[Timer]:
     """Everything of this side that happens by the clock.
 
@@ -138,6 +174,8 @@ def timers(
     ----------
     utc, local
         Aware time; days of the PACS are counted in local time.
+    commitments
+        How storage commitment stands.
     """
     from pe_triage.node.roads import alarm_poster
     from pe_triage.node.watcher import Notifier, Watcher, alarm_webhooks
@@ -151,6 +189,7 @@ def timers(
         clock=utc,
         backlog=partial(backlog, spool),
         reconciliation=(lambda: None) if daily is None else daily.last_counts,
+        commitments=commitments,
     )
     found: list[Timer] = [("watch", watcher.look, settings.watch.every_s)]
     webhooks = alarm_webhooks(settings.destinations)

@@ -46,6 +46,8 @@ STUDY_KEYS = (
     "IssuerOfPatientID",
     "PatientName",
     "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
     "NumberOfStudyRelatedSeries",
     "NumberOfStudyRelatedInstances",
 )
@@ -113,6 +115,8 @@ class PacsStudy:
     """Empty where the archive does not say."""
     series: int | None
     instances: int | None
+    sex: str = field(default="", repr=False)
+    accession_number: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,6 +366,8 @@ def _study(ds: Dataset) -> PacsStudy:
         modalities=tuple(m for m in modalities if m),
         series=_number(ds.get("NumberOfStudyRelatedSeries")),
         instances=_number(ds.get("NumberOfStudyRelatedInstances")),
+        sex=comparable(ds.get("PatientSex")),
+        accession_number=comparable(ds.get("AccessionNumber")),
     )
 
 

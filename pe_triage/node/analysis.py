@@ -28,12 +28,14 @@ from pe_triage.domain import (
 )
 from pe_triage.errors import PermanentError
 from pe_triage.logs import get_logger
+from pe_triage.node.corrections import restated
 from pe_triage.node.selection import select_volume
 from pe_triage.report.messages import MessageContext, build_messages
 from pe_triage.report.policy import decide, make_result, not_evaluated
 from pe_triage.report.results import build_results
 from pe_triage.report.settings import ReportSettings
 from pe_triage.report.study import StudyContext, choose_source
+from pe_triage.store.studies import CorrectedPatient
 
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Predictor
@@ -79,6 +81,7 @@ def analyse_study(
     now: datetime,
     beat: Callable[[], None],
     cautions: tuple[str, ...] = (),
+    corrected: CorrectedPatient | None = None,
 ) -> Analysis:
     """Choose the series, predict, explain and write the results of one study.
 
@@ -97,6 +100,8 @@ def analyse_study(
     cautions
         What speaks against the study as it came, such as images that never arrived; see
         `report.policy.decide`.
+    corrected
+        Whom the results name where the PACS has corrected the images' patient since.
 
     Raises
     ------
@@ -120,7 +125,9 @@ def analyse_study(
         manifest_digest=StudyManifest.of(study_uid, images).digest,
         identity=identity,
     )
-    headers = _headers(images, result)
+    headers = {
+        uid: restated(header, corrected) for uid, header in _headers(images, result).items()
+    }
     objects = build_results(
         result=result,
         study=study,

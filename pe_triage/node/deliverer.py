@@ -15,6 +15,7 @@ from pe_triage.deliver.statuses import Verdict
 from pe_triage.domain import Delivery, DeliveryState
 from pe_triage.identity import identity_of, same_patient
 from pe_triage.logs import get_logger
+from pe_triage.node.corrections import Remade
 from pe_triage.node.pacs_identity import (
     PERSON_TAGS,
     Agreement,
@@ -56,7 +57,10 @@ class Deliverer:
     pacs_identity
         Asks the PACS under which patient it has a study; None: nobody is asked.
     person_of
-        Whom a study's images name; asked for messages, whose own words are not read here.
+        Whom a study's results name; asked for messages, whose own words are not read here.
+    follow
+        Makes the results of a study again whose patient the PACS has corrected; None: a person
+        decides.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Deliverer:
         poll_s: float = 0.2,
         pacs_identity: PacsIdentity | None = None,
         person_of: Callable[[str], Person] | None = None,
+        follow: Callable[[str], tuple[Remade, str]] | None = None,
     ) -> None:
         self._name = name
         self._outbox = outbox
@@ -79,6 +84,7 @@ class Deliverer:
         self._jitter = jitter
         self._pacs_identity = pacs_identity
         self._person_of = person_of
+        self._follow = follow
         # Unknown at start: as good as away.
         self._away = True
         self._log = get_logger(destination=name)
@@ -151,6 +157,15 @@ class Deliverer:
             agreement, words = self._pacs_identity.judge(item.study_uid, person)
             if agreement is Agreement.OTHER:
                 problem = words
+                if self._follow is not None:
+                    done, said = self._follow(item.study_uid)
+                    if done is Remade.DONE:
+                        # All of this study that waited, this item too, is parked with its reason.
+                        return False
+                    if done is Remade.UNAVAILABLE:
+                        self._record(item, Sent(verdict=Verdict.RETRY, error=f"waits: {said}"))
+                        return False
+                    problem = f"{words}; {said}"
             elif agreement is Agreement.UNKNOWN and self._pacs_identity.waits:
                 self._record(item, Sent(verdict=Verdict.RETRY, error=f"waits: {words}"))
                 return False

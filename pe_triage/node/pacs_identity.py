@@ -6,6 +6,7 @@ patients, moved the study, or corrected a name. What is frozen here cannot know 
 
 from __future__ import annotations
 
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -63,13 +64,20 @@ def person_in(ds: Dataset) -> Person:
 
 
 def person_of_study(studies: StudyStore, data_dir: Path, study_uid: str) -> Person:
-    """Whom a study's images name, by the first of them.
+    """Whom a study's results name: its first image's patient, or the corrected one.
 
     Raises
     ------
     OSError, pydicom.errors.InvalidDicomError
         It cannot be read.
     """
+    study = studies.get(study_uid)
+    if study.corrected is not None:
+        return Person(
+            identity=study.identity,
+            name=study.corrected.name,
+            birth_date=study.corrected.birth_date,
+        )
     for row in studies.instances(study_uid):
         if row.role is InstanceRole.IMAGE:
             return person_in(
@@ -79,7 +87,7 @@ def person_of_study(studies: StudyStore, data_dir: Path, study_uid: str) -> Pers
                     stop_before_pixels=True,
                 )
             )
-    return Person(identity=studies.get(study_uid).identity)
+    return Person(identity=study.identity)
 
 
 def differing(ours: Person, theirs: Person, attributes: Sequence[str]) -> list[str]:
@@ -143,6 +151,8 @@ class PacsIdentity:
         self._paused_until_s = 0.0
         self._why_paused = ""
         self._answers: dict[str, tuple[float, tuple[PacsStudy, ...]]] = {}
+        # Each destination has a thread of its own.
+        self._lock = threading.Lock()
         self.waits = waits
 
     def judge(self, study_uid: str, ours: Person) -> tuple[Agreement, str]:
@@ -153,6 +163,8 @@ class PacsIdentity:
             return Agreement.UNKNOWN, f"the PACS cannot be asked: {self._why_paused}"
         if not entries:
             return Agreement.UNKNOWN, "the PACS does not have the study"
+        if not all(entry.identity.patient_id for entry in entries):
+            return Agreement.UNKNOWN, "the PACS does not say which patient"
         wrong: set[str] = set()
         for entry in entries:
             theirs = Person(identity=entry.identity, name=entry.name, birth_date=entry.birth_date)
@@ -167,17 +179,23 @@ class PacsIdentity:
         )
 
     def _entries(self, study_uid: str, now_s: float) -> tuple[PacsStudy, ...] | None:
-        known = self._answers.get(study_uid)
-        if known is not None and now_s < known[0]:
-            return known[1]
-        if now_s < self._paused_until_s:
-            return None
+        with self._lock:
+            known = self._answers.get(study_uid)
+            if known is not None and now_s < known[0]:
+                return known[1]
+            if now_s < self._paused_until_s:
+                return None
         try:
             entries = tuple(self._ask(study_uid))
-        except QueryError as error:
-            self._paused_until_s = self._monotonic() + self._pause_s
-            self._why_paused = error.message
+        except Exception as error:  # noqa: BLE001 - one odd answer must not stop a destination
+            with self._lock:
+                self._paused_until_s = self._monotonic() + self._pause_s
+                self._why_paused = (
+                    error.message if isinstance(error, QueryError) else type(error).__name__
+                )
             return None
-        self._answers = {uid: value for uid, value in self._answers.items() if now_s < value[0]}
-        self._answers[study_uid] = (now_s + self._fresh_s, entries)
+        with self._lock:
+            for uid in [uid for uid, (until_s, _) in self._answers.items() if until_s <= now_s]:
+                del self._answers[uid]
+            self._answers[study_uid] = (now_s + self._fresh_s, entries)
         return entries

@@ -34,6 +34,7 @@ from pe_triage.errors import (
 )
 from pe_triage.logs import get_logger
 from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study, relevant_instances
+from pe_triage.node.corrections import restated
 from pe_triage.node.document import analysis_document
 from pe_triage.node.files import result_dir, to_received, write_messages, write_results
 from pe_triage.routing import Route
@@ -178,10 +179,11 @@ class Worker:
             instances=instances,
             predictor=self._predictor,
             options=self._analysis,
-            predecessors=self._predecessors(job),
+            predecessors=[restated(ds, study.corrected) for ds in self._predecessors(job)],
             now=self._clock(),
             beat=heart.check,
             cautions=self._cautions(job, len(relevant_instances(instances))),
+            corrected=study.corrected,
         )
         heart.check()
         self._finish(job, analysis, heart)

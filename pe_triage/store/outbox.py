@@ -295,10 +295,7 @@ class Outbox:
             )
             .join(results, deliveries.c.result_id == results.c.result_id)
             .join(jobs, deliveries.c.job_id == jobs.c.job_id)
-            .where(
-                deliveries.c.state.in_([PENDING.value, PARKED.value]),
-                deliveries.c.abandoned_at.is_(None),
-            )
+            .where(deliveries.c.state.in_([PENDING.value, PARKED.value]))
             .order_by(deliveries.c.destination, deliveries.c.queued_at, deliveries.c.delivery_id)
         )
         with read(self._engine) as connection:
@@ -347,6 +344,8 @@ class Outbox:
             )
         )
         parked = (deliveries.c.state == PARKED.value) & deliveries.c.result_id.in_(sendable)
+        # These name the patient as before a correction.
+        parked &= func.coalesce(deliveries.c.last_error, "") != schema.CORRECTED
         if destination is not None:
             parked &= deliveries.c.destination == destination
         if study_uid is not None:
@@ -357,12 +356,7 @@ class Outbox:
         statement = (
             update(deliveries)
             .where(parked)
-            .values(
-                state=PENDING.value,
-                next_attempt_at=db_now(),
-                queued_at=db_now(),
-                abandoned_at=None,
-            )
+            .values(state=PENDING.value, next_attempt_at=db_now(), queued_at=db_now())
             .returning(deliveries.c.delivery_id)
         )
         return write(self._engine, lambda c: len(c.execute(statement).all()))

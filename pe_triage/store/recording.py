@@ -180,7 +180,8 @@ class Recorder:
             return self._recorded(instance, RecordStatus.DUPLICATE, held.path)
         if study is None:
             study = self._open_study(instance, FIRST_STATE[instance.role])
-        if instance.role is InstanceRole.IMAGE and not study["issuer"]:
+        corrected = study.get("corrected_at") is not None
+        if instance.role is InstanceRole.IMAGE and not study["issuer"] and not corrected:
             # The first image that says who issued the identifier: another issuer is then seen.
             study["issuer"] = clean_text(instance.identity.issuer)
         self._count(study, instance, association_id)
@@ -454,9 +455,16 @@ class Recorder:
 
 
 def _same_patient(study: Mapping[str, Any], instance: ReceivedInstance) -> bool:
-    known = PatientIdentity(patient_id=study["patient_id"], issuer=study["issuer"])
+    known = [PatientIdentity(patient_id=study["patient_id"], issuer=study["issuer"])]
+    if study.get("former_patient_id") is not None:
+        # The scanner, or an archive that sends again, need not know of a correction.
+        known.append(
+            PatientIdentity(
+                patient_id=study["former_patient_id"], issuer=study["former_issuer"] or ""
+            )
+        )
     given = PatientIdentity(
         patient_id=clean_text(instance.identity.patient_id),
         issuer=clean_text(instance.identity.issuer),
     )
-    return same_patient(known, given)
+    return any(same_patient(one, given) for one in known)

@@ -89,6 +89,9 @@ URGENCY: dict[Priority | None, int] = {
 
 NO_URGENCY = URGENCY[None]
 
+CORRECTED = "not sent: the PACS has corrected the patient since; the study is answered anew"
+"""Last word of a delivery that names the patient as before: no request sends it."""
+
 studies = Table(
     "studies",
     metadata,
@@ -113,6 +116,14 @@ studies = Table(
     Column("removing", Boolean, nullable=False, server_default=false()),
     Column("removed_at", UtcDateTime),
     Column("removed_why", String(16)),
+    # Whom the images themselves name, where the PACS has corrected it since; see `corrections`.
+    Column("former_patient_id", SafeText),
+    Column("former_issuer", SafeText),
+    Column("corrected_name", SafeText),
+    Column("corrected_birth_date", SafeText),
+    Column("corrected_sex", SafeText),
+    Column("corrected_at", UtcDateTime),
+    Column("corrections", Integer, nullable=False, server_default="0"),
     Index("ix_studies_worklist", "urgency", "received_at", "study_uid"),
     Index(
         "ix_studies_receiving",

@@ -8,7 +8,7 @@ contradicts what is held becomes a quarantine row beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -66,6 +66,30 @@ class StoredInstance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CorrectedPatient:
+    """Whom the PACS has a study under, where that is not whom its images name."""
+
+    patient_id: str = field(repr=False)
+    issuer: str = field(default="", repr=False)
+    name: str = field(default="", repr=False)
+    birth_date: str = field(default="", repr=False)
+    sex: str = field(default="", repr=False)
+
+
+def corrected_patient(row: AnyRow) -> CorrectedPatient | None:
+    """Read it from a row of `studies`; None where nothing was corrected."""
+    if row.corrected_at is None:
+        return None
+    return CorrectedPatient(
+        patient_id=row.patient_id,
+        issuer=row.issuer,
+        name=row.corrected_name or "",
+        birth_date=row.corrected_birth_date or "",
+        sex=row.corrected_sex or "",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRecord:
     """A row of `studies`, with the state that people see."""
 
@@ -84,6 +108,8 @@ class StudyRecord:
     quarantine_reason: str | None
     removed: int = 0
     """Of `instances`, those whose files are no longer here."""
+    corrected: CorrectedPatient | None = None
+    """Whom results name in place of the images' patient; `identity` is then theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,6 +359,7 @@ class StudyStore:
             last_activity_at=row.last_activity_at,
             quarantine_reason=row.quarantine_reason,
             removed=row.removed,
+            corrected=corrected_patient(row),
         )
 
     def touch(self, study_uid: str, at: datetime) -> None:
