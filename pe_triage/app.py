@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-from pe_triage import committing, watchers
+from pe_triage import committing, keeping, watchers
 from pe_triage.assemble.completeness import CompletenessRules
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.config import Settings
@@ -150,6 +150,9 @@ def open_existing_database(settings: Settings) -> Engine:
 def requeue(engine: Engine, study_uid: str, *, rank: int | None) -> int:
     """Queue a study again as a new run; returns the run's number.
 
+    A backfill (`Rank.BACKFILL`) of a study that waits for one already is that one: a long list can
+    be given again after an interruption.
+
     Raises
     ------
     StudyNotFoundError
@@ -166,9 +169,12 @@ def requeue(engine: Engine, study_uid: str, *, rank: int | None) -> int:
             "see pe-triage quarantine list"
         )
     digest = studies.manifest(study_uid).digest
-    job = JobQueue(engine).enqueue(
-        study_uid, digest, forced=True, rank=Rank.ROUTINE if rank is None else rank
-    )
+    queue = JobQueue(engine)
+    if rank == Rank.BACKFILL and study.state is StudyState.QUEUED:
+        waiting = queue.latest(study_uid)
+        if waiting is not None and waiting.manifest_digest == digest:
+            return waiting.run
+    job = queue.enqueue(study_uid, digest, forced=True, rank=Rank.ROUTINE if rank is None else rank)
     assert job is not None
     return job.run
 
@@ -193,6 +199,7 @@ def run_node(settings: Settings) -> None:
         table.check_secrets()
     with hold_data_dir(settings):
         prepare_database(settings)
+        keeping.clean_at_start(settings)
         node_id = node_id_of(settings.data_dir)
         listener = open_listener(settings.host, settings.port)
         host, port = settings.host, listener.getsockname()[1]
@@ -353,6 +360,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
         from pe_triage.node.deliverer import Deliverer
         from pe_triage.node.indexer import Indexer
         from pe_triage.node.roads import dicom_road, road_to
+        from pe_triage.node.urgency import place_finder
         from pe_triage.receive.spool import Spool
         from pe_triage.store.outbox import Outbox
         from pe_triage.store.quarantine import Quarantine
@@ -361,7 +369,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
         studies = StudyStore(engine, settings.data_dir)
         outbox = Outbox(engine, settings.data_dir, commits=committing.delays(settings))
         queue = JobQueue(engine, max_attempts=settings.max_attempts)
-        spool = Spool(settings.spool_dir)
+        spool, guard = Spool(settings.spool_dir), threading.Lock()
         asked, identity = watchers.asking(settings, utc_now), watchers.pacs_identity(settings)
         assembler = Assembler(
             studies=studies,
@@ -378,6 +386,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
             living_boots=spool.living_boots,
             senders={table.aet: table for table in settings.senders},
             asking=asked,
+            place_of=place_finder(settings.urgency, studies, settings.data_dir),
         )
         indexer = Indexer(
             spool=spool,
@@ -385,6 +394,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
             quarantine=Quarantine(engine),
             assembler=assembler,
             data_dir=settings.data_dir,
+            guard=guard,
         )
         roads = {
             **{str(peer): dicom_road(peer, aet=settings.aet) for peer in settings.peers},
@@ -424,6 +434,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
             timers=[
                 *watchers.timers(settings, engine, spool, utc=utc_now, local=local_now),
                 *committing.timers(settings, engine),
+                *keeping.timers(settings, engine, spool, guard, utc_now),
             ],
             loops=[*watchers.loops(asked), *committing.loops(settings, engine)],
         ).run(link.stop, on_ready=link.ready)

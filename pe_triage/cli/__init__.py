@@ -37,12 +37,15 @@ COMMANDS: dict[str, _Lazy] = {
     "deliveries": _Lazy("deliveries", "List what waits or is parked; send parked results again."),
     "correct": _Lazy("correct", "Answer a study anew under the patient that the PACS has."),
     "quarantine": _Lazy("quarantine", "Review what was set aside."),
+    "retention": _Lazy("retention", "Say what holds files here, and what may be removed."),
     "watch": _Lazy("watch", "Print control charts and the alarms that stand."),
     "reconcile": _Lazy(
         "reconcile", "Compare a day with the PACS: what never came, or got nothing."
     ),
     "echo": _Lazy("echo", "Send a C-ECHO to a peer."),
     "db": _Lazy("db", "Manage the database schema."),
+    "backup": _Lazy("backup", "Copy database and files of a node, also while it runs."),
+    "restore": _Lazy("restore", "Bring a backup back, and settle what it lacks."),
     "phantom": _Lazy("phantom", "Generate synthetic CTPA studies."),
     "evaluate": _Lazy("evaluate", "Evaluate a bundle on labelled data; calibrate it."),
     "train": _Lazy("train", "Train a model on RSPECT-layout data and write a bundle."),

@@ -295,7 +295,10 @@ class Outbox:
             )
             .join(results, deliveries.c.result_id == results.c.result_id)
             .join(jobs, deliveries.c.job_id == jobs.c.job_id)
-            .where(deliveries.c.state.in_([PENDING.value, PARKED.value]))
+            .where(
+                deliveries.c.state.in_([PENDING.value, PARKED.value]),
+                deliveries.c.abandoned_at.is_(None),
+            )
             .order_by(deliveries.c.destination, deliveries.c.queued_at, deliveries.c.delivery_id)
         )
         with read(self._engine) as connection:
@@ -356,7 +359,12 @@ class Outbox:
         statement = (
             update(deliveries)
             .where(parked)
-            .values(state=PENDING.value, next_attempt_at=db_now(), queued_at=db_now())
+            .values(
+                state=PENDING.value,
+                next_attempt_at=db_now(),
+                queued_at=db_now(),
+                abandoned_at=None,
+            )
             .returning(deliveries.c.delivery_id)
         )
         return write(self._engine, lambda c: len(c.execute(statement).all()))
