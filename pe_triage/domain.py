@@ -400,6 +400,8 @@ class TriageResult:
     """Slices of the analysed series, foot to head; empty when none was analysed."""
     series_choice: str | None = None
     """Why this series of the study was analysed; None when none was."""
+    unlikeness: float | None = None
+    """As `VolumeMeasures.unlikeness`; None where a model ran: its bundle could not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -532,6 +534,9 @@ class VolumeMeasures:
         Largest step between neighbouring slices, over the usual one near by.
     blank_slices, saturated_slices
         Slices that show no body; slices of which a large part is at the upper end of the scale.
+    unlikeness
+        How far the network's view of the images lies from the exams that its bundle was calibrated
+        on, in units of the bundle's limit; None before it looked, or where the bundle cannot tell.
     """
 
     air_hu: float | None
@@ -544,3 +549,4 @@ class VolumeMeasures:
     slice_jump: float | None = None
     blank_slices: int = 0
     saturated_slices: int = 0
+    unlikeness: float | None = None

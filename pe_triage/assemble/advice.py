@@ -249,4 +249,12 @@ ADVICE: Mapping[str, Advice] = MappingProxyType({
         "INDETERMINATE; a positive one stays and says so.",
         do="Read as usual. Key: `max_noise_hu`.",
     ),
+    "unlike": Advice(
+        why="The network sees these images otherwise than those its bundle was calibrated on, so "
+        "its figures do not speak of them. A negative answer becomes INDETERMINATE; a positive one "
+        "stays and says so.",
+        do="Read as usual. Where it comes often: another scanner, kernel or protocol than the "
+        "bundle's; calibrate it anew on your own exams (`pe-triage evaluate --calibrate`). Key: "
+        "`max_unlikeness`.",
+    ),
 })  # fmt: skip

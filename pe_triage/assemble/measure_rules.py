@@ -159,6 +159,12 @@ def _noise(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
     return {"found": m.noise_hu}
 
 
+def _unlike(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    if m.unlikeness is None or m.unlikeness <= rules.max_unlikeness:
+        return None
+    return {"found": m.unlikeness}
+
+
 CAUTION_RULES: tuple[MeasureRule, ...] = (
     MeasureRule(
         name="poor_contrast",
@@ -170,6 +176,12 @@ CAUTION_RULES: tuple[MeasureRule, ...] = (
         name="noise",
         refuses=_noise,
         words="noisy images: standard deviation {found:.0f} HU > {rules.max_noise_hu:.0f} HU",
+    ),
+    MeasureRule(
+        name="unlike",
+        refuses=_unlike,
+        words="unlike the exams that the model was calibrated on: {found:.1f} times as far as "
+        "its limit (> {rules.max_unlikeness:.1f})",
     ),
 )
 """What does not hinder the analysis, but takes a negative answer its certainty."""

@@ -64,6 +64,9 @@ class EligibilityRules:
         Of two equally suitable acquisitions the one whose vessels are brighter by this is taken.
     good_vessel_hu, max_noise_hu
         Beyond these a series is analysed, but a negative answer becomes indeterminate.
+    max_unlikeness
+        The same for exams that the network sees otherwise than those its bundle was calibrated on,
+        in units of the bundle's own limit; asked only where the bundle holds a reference.
     """
 
     max_slice_thickness_mm: float = 3.0
@@ -95,6 +98,7 @@ class EligibilityRules:
     tie_contrast_hu: float = 100.0
     good_vessel_hu: float = 150.0
     max_noise_hu: float = 60.0
+    max_unlikeness: float = 1.0
 
     @staticmethod
     def from_table(table: Mapping[str, Any]) -> EligibilityRules:

@@ -96,7 +96,14 @@ def _lines(card: BundleCard) -> list[tuple[str, str]]:
         ("input", f"{spec.size} x {spec.size}, windows (level/width HU) {windows}"),
         ("thresholds", f"{thresholds}; others 0.5" if thresholds else "0.5 for every label"),
         ("calibrated", "yes" if card.calibrated else "no: read probabilities as scores"),
+        ("reference", _reference(card)),
         ("metrics", metrics or "none"),
         ("model sha256", card.sha256),
         ("weights sha256", card.weights_sha256),
     ]
+
+
+def _reference(card: BundleCard) -> str:
+    if card.reference is None:
+        return "none: exams unlike those it was calibrated on are not told"
+    return f"made of {card.reference.get('exams')} exams"

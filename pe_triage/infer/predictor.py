@@ -37,11 +37,15 @@ class Inference:
         for most specs.
     plan
         How units and slices belong together; None where units are the slices.
+    unlikeness
+        How far the embeddings lie from those of the bundle's calibration exams, in units of its
+        limit (`pe_triage.model.reference`); None where the bundle holds no reference.
     """
 
     prediction: ExamPrediction
     feat_zd: NDArray[np.float32]
     plan: UnitPlan | None = None
+    unlikeness: float | None = None
 
     def __post_init__(self) -> None:
         self.feat_zd.setflags(write=False)
@@ -88,6 +92,7 @@ class Predictor:
         self._path = bundle_path
         self._card = bundle.card
         self._network = bundle.network
+        self._reference = bundle.reference
         self._windows = tuple(
             Window(level_hu=level, width_hu=width) for level, width in bundle.card.spec.windows
         )
@@ -182,7 +187,12 @@ class Predictor:
         exam = self.input(volume)
         feat_zd = self._embed(exam, beat)
         plan = None if exam.plan.is_identity else exam.plan
-        return Inference(prediction=self.conclude(feat_zd, plan), feat_zd=feat_zd, plan=plan)
+        return Inference(
+            prediction=self.conclude(feat_zd, plan),
+            feat_zd=feat_zd,
+            plan=plan,
+            unlikeness=None if self._reference is None else self._reference.distance(feat_zd),
+        )
 
     @torch.inference_mode()
     def conclude(

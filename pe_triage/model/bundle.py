@@ -1,8 +1,11 @@
 """A model bundle: a directory with ``weights.safetensors`` and ``card.json``.
 
+Where it was calibrated, ``reference.safetensors`` besides: what tells exams unlike the
+calibration's (`pe_triage.model.reference`).
+
 Nothing in it is executed: safetensors holds tensors only (no pickle), the card is JSON. Loading
-verifies the weights' SHA-256 before it reads them, and every mismatch is a `BundleError` of one
-line. This module imports torch only where it loads or saves weights.
+verifies the SHA-256 of weights and reference before it reads them, and every mismatch is a
+`BundleError` of one line. This module imports torch only where it loads or saves weights.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pe_triage import __version__
 from pe_triage.errors import BundleError
 from pe_triage.model.card import CARD_NAME, WEIGHTS_NAME, BundleCard, read_card
+from pe_triage.model.reference import REFERENCE_NAME, EmbeddingReference
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +44,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A loaded bundle: its card, and the network in evaluation mode, float32."""
+    """A loaded bundle: its card, and the network in evaluation mode, float32.
+
+    `reference` is None where the bundle was never calibrated, or before references were made.
+    """
 
     card: BundleCard
     network: ExamNetwork
     path: Path
+    reference: EmbeddingReference | None = None
 
 
 def save_bundle(
@@ -54,6 +62,7 @@ def save_bundle(
     *,
     created_at: datetime,
     replace_existing: bool = False,
+    reference: EmbeddingReference | None = None,
 ) -> BundleCard:
     """Write a bundle so that it is there as a whole or not at all.
 
@@ -64,11 +73,13 @@ def save_bundle(
     state
         `ExamNetwork.state_dict`; tensors are stored as they are, on the CPU.
     card
-        The card; its ``weights_sha256`` and ``created`` are filled in here.
+        The card; its ``weights_sha256``, ``reference`` and ``created`` are filled in here.
     created_at
         Aware time that is written to the card.
     replace_existing
         Put this bundle in the place of one that exists.
+    reference
+        Kept beside the weights, if given.
 
     Returns
     -------
@@ -90,8 +101,13 @@ def save_bundle(
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+    judged = None if reference is None else reference.to_bytes()
+    described = None
+    if reference is not None and judged is not None:
+        described = reference.describe(judged)
     card = replace(
         card,
+        reference=described,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         created={"at": created_at.isoformat(), "versions": versions},
     )
@@ -100,6 +116,8 @@ def save_bundle(
     try:
         scratch.mkdir(parents=True)
         _write_durably(scratch / WEIGHTS_NAME, weights)
+        if judged is not None:
+            _write_durably(scratch / REFERENCE_NAME, judged)
         _write_durably(scratch / CARD_NAME, text.encode())
         if replace_existing and path.exists():
             aside = scratch.with_name(scratch.name + ".old")
@@ -175,7 +193,33 @@ def load_bundle(path: Path, device: str = "cpu") -> Bundle:
     if problem:
         raise BundleError(f"model bundle {path}: {problem}")
     network.load_state_dict(state, strict=True)
-    return Bundle(card=card, network=network.eval().requires_grad_(False).to(device), path=path)
+    reference = _load_reference(path, card, network.embedding_dim)
+    network = network.eval().requires_grad_(False).to(device)
+    return Bundle(card=card, network=network, path=path, reference=reference)
+
+
+def _load_reference(path: Path, card: BundleCard, dim: int) -> EmbeddingReference | None:
+    """Read the reference that the card names, if it names one.
+
+    A bundle that lost it is refused: it would answer on anything, and nobody would notice.
+    """
+    if card.reference is None:
+        return None
+    try:
+        content = (path / REFERENCE_NAME).read_bytes()
+        reference = EmbeddingReference.from_bytes(content, card.reference)
+    except OSError as error:
+        raise BundleError(
+            f"model bundle {path}: {REFERENCE_NAME}: {error.strerror or error}"
+        ) from None
+    except BundleError as error:
+        raise BundleError(f"model bundle {path}: {error}") from None
+    if reference.embedding_dim != dim:
+        raise BundleError(
+            f"model bundle {path}: {REFERENCE_NAME} is of embeddings of "
+            f"{reference.embedding_dim}, the network's are of {dim}"
+        )
+    return reference
 
 
 def _mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:

@@ -55,6 +55,9 @@ class BundleCard:
         Whether the probabilities were calibrated on held-out data.
     weights_sha256
         Hex digest of the file of weights.
+    reference
+        Digest and making of the file by which exams unlike the calibration's are told
+        (`pe_triage.model.reference`); None where the bundle has none.
     created
         When and with which versions; no part of the identity.
     """
@@ -69,6 +72,7 @@ class BundleCard:
     calibrated: bool = False
     temperatures: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    reference: Mapping[str, Any] | None = None
     created: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,6 +116,7 @@ class BundleCard:
             "spec": self.spec.to_json(),
             "metrics": dict(self.metrics),
             "weights_sha256": self.weights_sha256,
+            **({} if self.reference is None else {"reference": dict(self.reference)}),
             "created": dict(self.created),
         }
 
@@ -132,7 +137,7 @@ class BundleCard:
             raise BundleError(
                 f"bundle card: format {found!r} is unknown; this version reads {FORMAT}"
             )
-        wrong = sorted(str(key) for key in set(document) ^ _CARD_KEYS)
+        wrong = sorted(str(key) for key in (set(document) - {_OPTIONAL_KEY}) ^ _CARD_KEYS)
         if wrong:
             raise BundleError(f"bundle card: missing or unknown key {', '.join(wrong)}")
         if document["labels"] != {"exam": list(EXAM_LABELS), "image": IMAGE_LABEL}:
@@ -140,7 +145,10 @@ class BundleCard:
                 "bundle card: labels are not the nine exam labels and the image label"
             )
         spec = ModelSpec.from_json(document["spec"])
-        for key in ("thresholds", "temperatures", "metrics", "created"):
+        objects = ["thresholds", "temperatures", "metrics", "created"]
+        if _OPTIONAL_KEY in document:
+            objects.append(_OPTIONAL_KEY)
+        for key in objects:
             if not isinstance(document[key], Mapping):
                 raise BundleError(f"bundle card: {key} must be an object")
         if not isinstance(document["calibrated"], bool):
@@ -204,6 +212,9 @@ _CARD_KEYS = frozenset(
         "created",
     ]
 )
+
+_OPTIONAL_KEY: Final = "reference"
+"""Absent where there is none, so that cards of before keep their identity."""
 
 
 def read_card(path: Path) -> BundleCard:

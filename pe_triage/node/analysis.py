@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydicom import Dataset, dcmread
 
-from pe_triage.assemble.eligibility import EligibilityRules, SeriesChoice
+from pe_triage.assemble.eligibility import EligibilityRules, SeriesChoice, cautions_of
 from pe_triage.destinations import AnyDestination
 from pe_triage.domain import (
     CtVolume,
@@ -25,6 +25,7 @@ from pe_triage.domain import (
     ResultSet,
     StudyManifest,
     TriageResult,
+    VolumeMeasures,
 )
 from pe_triage.errors import PermanentError
 from pe_triage.logs import get_logger
@@ -163,8 +164,8 @@ def _evaluate(
     selection = select_volume(images, options.rules, beat=beat)
     choice, volume, refused = selection.choice, selection.volume, selection.refused
     if volume is not None:
-        spoken = (*selection.cautions, *cautions)
-        result = _predict(volume, predictor, options, spoken, beat)
+        measures = selection.measures[volume.series_uid]
+        result = _predict(volume, measures, predictor, options, cautions, beat)
         return replace(result, series_choice=choice.reason), choice, volume
     if refused is None:
         return not_evaluated(choice.reason, model=model), choice, None
@@ -180,6 +181,7 @@ def _evaluate(
 
 def _predict(
     volume: CtVolume,
+    measures: VolumeMeasures,
     predictor: Predictor,
     options: AnalysisOptions,
     cautions: tuple[str, ...],
@@ -187,6 +189,8 @@ def _predict(
 ) -> TriageResult:
     model = predictor.identity
     inference = predictor.predict(volume, beat=beat)
+    measures = replace(measures, unlikeness=inference.unlikeness)
+    cautions = (*cautions_of(measures, options.rules), *cautions)
     allowed = model.name in options.allow_on_patients
     decided = decide(
         inference.prediction,
@@ -200,7 +204,7 @@ def _predict(
         from pe_triage.infer.keyslices import key_slices
 
         shown = key_slices(volume, inference, predictor, options.key_slices)
-    return make_result(
+    answer = make_result(
         inference.prediction,
         series_uid=volume.series_uid,
         sop_instance_uids=volume.sop_instance_uids,
@@ -210,6 +214,7 @@ def _predict(
         key_slices=shown,
         cautions=cautions,
     )
+    return replace(answer, unlikeness=inference.unlikeness)
 
 
 def _headers(images: Sequence[ReceivedInstance], result: TriageResult) -> Mapping[str, Dataset]:

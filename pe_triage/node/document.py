@@ -19,6 +19,7 @@ def analysis_document(result: TriageResult, policy: TriagePolicy) -> dict[str, A
     document: dict[str, Any] = {
         "series_uid": result.series_uid,
         "series_choice": result.series_choice,
+        "unlikeness": result.unlikeness,
         "exam": None,
         "pe_probability": None,
         "findings": None,

@@ -35,8 +35,8 @@ def read_sr(path: Path | str) -> dict[str, Any]:
         ``pe_probability``, ``findings``, ``slices`` (the key slices, foot to head, each with
         ``point`` besides: column and row in the source image, and ``outline``, a list of such
         pairs; or None), ``model``, ``results``
-        (the report itself); and ``series_choice``, ``notice``, ``intended_use``, ``thresholds``,
-        ``policy``,
+        (the report itself); and ``series_choice``, ``unlikeness`` (None where it was
+        not checked), ``notice``, ``intended_use``, ``thresholds``, ``policy``,
         ``priority_code``, ``certainty_percent`` (None where the scores are not calibrated),
         ``codes`` (findings and site of each label), ``device_uid``, ``evidence`` (all images
         referenced), ``requests``, ``predecessors``. Numbers equal those written bit for bit.
@@ -105,6 +105,7 @@ def _document(
             }
         ],
         "series_choice": _text(exam, c.SERIES_CHOICE),
+        "unlikeness": _unlikeness(parameters.get("unlikeness")),
         "notice": _text(exam, c.NOTICE),
         "thresholds": {
             key.removeprefix("threshold "): float(value)
@@ -207,6 +208,14 @@ def _decision(group: Dataset) -> str:
 def _parameters(group: Dataset) -> dict[str, str]:
     lines = (str(item.TextValue) for item in _named(group, c.ALGORITHM_PARAMETERS))
     return {key: value for key, found, value in (line.partition("=") for line in lines) if found}
+
+
+def _unlikeness(value: str | None) -> float | None:
+    """Read the number, or None where the report says that nothing could be told."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None
 
 
 def _model(group: Dataset, parameters: dict[str, str]) -> dict[str, str] | None:

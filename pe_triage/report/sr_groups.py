@@ -216,6 +216,7 @@ class GroupWriter:
             lines.append(f"intended_use={result.model.intended_use.value}")
             lines.append(f"calibrated={'yes' if result.model.calibrated else 'no'}")
         if result.prediction:
+            lines.append(f"unlikeness={_unlikeness(result.unlikeness)}")
             lines += [
                 f"threshold {name}={float(value)!r}"
                 for name, value in sorted(result.prediction.thresholds.items())
@@ -223,6 +224,10 @@ class GroupWriter:
         lines.append(f"policy={settings.policy.name}")
         lines += [f"{c.POLICY_RULE}{line}" for line in settings.policy.describe()]
         return lines
+
+
+def _unlikeness(found: float | None) -> str:
+    return "not checked: the bundle holds no reference" if found is None else repr(float(found))
 
 
 def _region(

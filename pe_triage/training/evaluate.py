@@ -69,7 +69,8 @@ class Options:
     heatmaps
         Whether heatmaps are held against masks and causes; without, it is faster.
     calibrate
-        Where to write the bundle with temperatures and thresholds fitted on these studies.
+        Where to write the bundle with temperatures and thresholds fitted on these studies, and
+        with the reference by which exams unlike them are told (`model.reference`).
     aim
         Of the threshold of PE, with `calibrate`.
     """
@@ -138,7 +139,7 @@ def evaluate(
         run = run_bundle(
             predictor, studies, out / "work", threads=options.threads, progress=progress,
             beside=[other for other in others if same_encoder(predictor, other)],
-            explained=options.heatmaps,
+            explained=options.heatmaps, embeddings=options.calibrate is not None,
         )  # fmt: skip
     else:
         assert options.predictions is not None
@@ -153,7 +154,7 @@ def evaluate(
         assert bundle is not None
         fitted = calibrate_bundle(
             bundle, options.calibrate, table, exam_truth, slice_truth, options.aim,
-            resampler=resampler, now=now,
+            resampler=resampler, now=now, feat_szd=run.feat_szd,
         )  # fmt: skip
         table, record = fitted.table, fitted.record
         warnings.append(

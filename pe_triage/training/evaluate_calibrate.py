@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from pe_triage.errors import InputError
 from pe_triage.model.bundle import load_bundle, save_bundle
 from pe_triage.model.card import BundleCard
 from pe_triage.model.decisions import PE, THRESHOLD_KEYS
+from pe_triage.model.reference import fit_reference
 from pe_triage.training.calibration import (
     Aim,
     CalibrationData,
@@ -100,11 +101,13 @@ def calibrate_bundle(
     *,
     resampler: Resampler,
     now: datetime,
+    feat_szd: Sequence[NDArray[np.float32]] = (),
 ) -> Calibrated:
     """Fit on validation predictions of the bundle at `source`, and write it anew at `target`.
 
     Weights stay as they are; the version gets ``+cal``, so results of the two can be told apart
-    by name as well as by hash.
+    by name as well as by hash. `feat_szd`, the exams' embeddings, become the bundle's reference
+    (`model.reference`) where they are enough; else the source's is kept.
 
     Raises
     ------
@@ -117,6 +120,7 @@ def calibrate_bundle(
     fitted = fit_temperatures(data)
     chosen = choose_thresholds(data, fitted.temperatures, aim)
     bundle = load_bundle(source)
+    reference = fit_reference(feat_szd) or bundle.reference
     after = data.probabilities(fitted.temperatures)
     has_pe = data.pe_truth_s
     threshold = chosen.thresholds[PE]
@@ -133,6 +137,7 @@ def calibrate_bundle(
         "studies": len(table.study_uids),
         "studies_sha256": studies_digest(table.study_uids),
         "exams_with_pe": int((has_pe == 1).sum()),
+        "reference_exams": 0 if reference is None else reference.exams,
         "on_the_same_studies": {
             "pe_threshold": threshold,
             "sensitivity": achieved["sensitivity"].to_json(),
@@ -153,7 +158,9 @@ def calibrate_bundle(
         thresholds={key: float(chosen.thresholds[key]) for key in THRESHOLD_KEYS},
         metrics={**bundle.card.metrics, METRICS_KEY: record},
     )
-    written = save_bundle(target, bundle.network.state_dict(), card, created_at=now)
+    written = save_bundle(
+        target, bundle.network.state_dict(), card, created_at=now, reference=reference
+    )
     return Calibrated(card=written, record=record, table=recalibrated(table, written))
 
 

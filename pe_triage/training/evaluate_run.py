@@ -16,12 +16,13 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pe_triage.domain import EXAM_LABELS, InstanceFacts
 from pe_triage.errors import InputError, PermanentError
@@ -29,6 +30,7 @@ from pe_triage.infer.keyslices import explain_slices, key_slices
 from pe_triage.infer.predictor import Inference, Predictor
 from pe_triage.infer.runtime import stage_two
 from pe_triage.model.outputs import to_slices
+from pe_triage.model.reference import thinned
 from pe_triage.training.evaluate_causes import mimics_of
 from pe_triage.training.evaluate_data import LabelledStudy, LoadedStudy, load_study
 from pe_triage.training.evaluate_localisation import Peak, judge_peaks, load_mask
@@ -37,6 +39,7 @@ from pe_triage.training.predictions import Predictions, write_npz
 KEY_SLICES: Final = 5
 _SHARD: Final = 3
 """Version of the small files."""
+_FEAT: Final = "feat_zd"
 _UNEXPLAINED: Final = {"peaks": np.array("[]"), "pointed": np.array("null")}
 _INPUT_KEYS: Final = ("windows", "size", "planes", "slice_mm", "lung", "encoder", "window_slices",
                       "window_step", "mean", "std")  # fmt: skip
@@ -59,6 +62,8 @@ class Run:
         without PE whose truth knows what could be taken for a clot.
     skipped
         Study UID to why it could not be used.
+    feat_szd
+        Embeddings of each, thinned; empty unless they were asked for.
     """
 
     table: Predictions
@@ -67,6 +72,7 @@ class Run:
     peaks_s: Mapping[int, tuple[Peak, ...]]
     pointed_s: Mapping[int, tuple[float, float, float]]
     skipped: Mapping[str, str]
+    feat_szd: tuple[NDArray[np.float32], ...] = ()
 
 
 def run_bundle(
@@ -78,6 +84,7 @@ def run_bundle(
     progress: Callable[[str], None] | None = None,
     explained: bool = True,
     beside: Sequence[Predictor] = (),
+    embeddings: bool = False,
 ) -> Run:
     """Predict every study, reusing what lies in `work`.
 
@@ -94,6 +101,8 @@ def run_bundle(
     beside
         Further predictors with this one's encoder (`same_encoder`): they conclude from the same
         embeddings, and their small files are written for a later run without explanations.
+    embeddings
+        Keep thinned embeddings too: a calibration makes the bundle's reference of them.
 
     Raises
     ------
@@ -112,7 +121,7 @@ def run_bundle(
     todo = []
     for study in studies:
         shard = _read_shard(_path(folder, study), _key(predictor, study, explained))
-        if shard is None:
+        if shard is None or (embeddings and _FEAT not in shard):
             todo.append(study)
         else:
             shards[study.study_uid] = shard
@@ -127,9 +136,11 @@ def run_bundle(
                 shard = _answers(predictor, inference, study, loaded, salt)
                 if explained:
                     shard |= _explanations(predictor, inference, study, loaded)
+                kept = {_FEAT: thinned(inference.feat_zd)} if embeddings else {}
+                shard |= kept
                 for other in beside:
                     second = _concluded(other, inference)
-                    answers = _answers(other, second, study, loaded, salt)
+                    answers = _answers(other, second, study, loaded, salt) | kept
                     _write(work, other, study, False, answers)
             except PermanentError as error:
                 skipped[study.study_uid] = str(error)
@@ -141,7 +152,10 @@ def run_bundle(
     if not used:
         first = next(iter(skipped.values()), "no study")
         raise InputError(f"no study could be evaluated; the first reason: {first}")
-    return _collect(predictor, used, [shards[s.study_uid] for s in used], skipped)
+    run = _collect(predictor, used, [shards[s.study_uid] for s in used], skipped)
+    if not embeddings:
+        return run
+    return replace(run, feat_szd=tuple(shards[s.study_uid][_FEAT] for s in used))
 
 
 def _salt(work: Path) -> bytes:
