@@ -119,9 +119,9 @@ def settle(store: RetentionStore, spool: Spool, data_dir: Path) -> Settled:
     """
     known: set[str] = set()
     lost: dict[str, list[str]] = {}
-    for study_uid, sop_instance_uid, path in store.held_files():
-        if (data_dir / path).is_file():
-            known.add(path)
+    for study_uid, sop_instance_uid, name in store.held_files():
+        if (data_dir / name).is_file():
+            known.add(name)
         else:
             lost.setdefault(study_uid, []).append(sop_instance_uid)
     for study_uid, uids in lost.items():
@@ -129,6 +129,6 @@ def settle(store: RetentionStore, spool: Spool, data_dir: Path) -> Settled:
     strangers = [
         path for path in _files(spool.studies) if path.relative_to(data_dir).as_posix() not in known
     ]
-    for path in strangers:
-        spool.put_back(path)
+    for stranger in strangers:
+        spool.put_back(stranger)
     return Settled(incoming=len(strangers), lost=sum(map(len, lost.values())), studies=len(lost))

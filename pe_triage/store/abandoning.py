@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Engine, or_, select, update
+from sqlalchemy import ColumnElement, Engine, select, update
 
 from pe_triage.domain import DeliveryState
 from pe_triage.errors import InputError
@@ -44,7 +44,7 @@ def abandon(
     if destination is None and study_uid is None:
         raise InputError("name a destination or a study: everything cannot be abandoned at once")
     table, jobs = schema.deliveries, schema.jobs
-    open_ = table.c.abandoned_at.is_(None)
+    open_: ColumnElement[bool] = table.c.abandoned_at.is_(None)
     if destination is not None:
         open_ &= table.c.destination == destination
     if study_uid is not None:
@@ -59,7 +59,7 @@ def abandon(
     )
     uncommitted = (
         update(table)
-        .where(open_, or_(~unsent), table.c.commit_since.is_not(None))
+        .where(open_, ~unsent, table.c.commit_since.is_not(None))
         .values(**decision)
         .returning(table.c.delivery_id)
     )

@@ -11,6 +11,7 @@ from pe_triage.cli.tables import worklist_table
 from pe_triage.domain import InstanceRole, PatientIdentity, StudyState
 from pe_triage.errors import InputError
 from pe_triage.store.documents import show, worklist
+from pe_triage.store.quarantine import CONSEQUENCES
 from pe_triage.store.recording import RecordStatus
 from pe_triage.store.schema import QuarantineKind, QuarantineState
 from tests.support.store import PACS, PATIENT, STUDY, StoreUnderTest, instance, sha
@@ -178,3 +179,24 @@ def test_the_worklist_marks_a_patient_in_doubt(store: StoreUnderTest) -> None:
     with (console := Console(width=150)).capture() as seen:
         console.print(worklist_table(worklist(store.engine, store.data_dir)))
     assert "! Study Instance UID is held under another patient" in seen.get()
+
+
+def test_who_decided_and_why_is_kept(store: StoreUnderTest) -> None:
+    store.receive()
+    quarantine_id = set_aside(store)
+    before = store.quarantine.get(quarantine_id)
+    assert list(before.consequence) == ["discard"]
+    assert "held back is sent" in before.consequence["discard"]
+    store.clock.forward(60)
+    store.quarantine.discard(quarantine_id, by="physicist", why="wrong worklist entry")
+    entry = store.quarantine.get(quarantine_id)
+    assert (entry.decided_by, entry.decided_why) == ("physicist", "wrong worklist entry")
+    assert entry.decided_at == store.clock.now
+    assert entry.consequence == {}
+
+
+@pytest.mark.parametrize("kind", QuarantineKind)
+def test_each_kind_says_what_a_decision_leads_to(kind: QuarantineKind) -> None:
+    decisions = CONSEQUENCES[kind]
+    assert "discard" in decisions
+    assert ("release" in decisions) == (kind is QuarantineKind.OTHER)

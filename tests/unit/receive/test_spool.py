@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from io import BytesIO
@@ -384,6 +385,18 @@ def test_cleaning_leaves_the_young_and_the_complete(spool: Spool) -> None:
     assert kept.exists()
     assert not left.exists()
     assert not deep.exists()
+
+
+def test_what_a_dead_receiver_left_goes_soon_and_what_is_written_never(spool: Spool) -> None:
+    spool.announce("receiver-1")
+    living = spool.incoming / f"{spool.boot_id}-00000001-000000001.dcm.part"
+    dead = spool.incoming / f"{'9' * 21}-00000001-000000001.dcm.part"
+    starting = spool.incoming / f"{'8' * 21}-00000001-000000001.dcm.part"
+    for path, age_s in ((living, 3600), (dead, 61), (starting, 30)):
+        path.touch()
+        os.utime(path, (time.time() - age_s,) * 2)
+    assert spool.clean_temporary(older_than_s=6 * 3600, living=spool.living_boots()) == 1
+    assert [living.exists(), dead.exists(), starting.exists()] == [True, False, True]
 
 
 def test_unusable_directories_are_named(tmp_path: Path) -> None:
