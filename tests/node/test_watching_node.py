@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydicom import dcmread
 from standardwebhooks import Webhook
 
 from pe_triage.cli import main
@@ -99,9 +100,9 @@ def test_identity_reconciliation_and_alarms(
     (tmp_path / "secret").write_text(SECRET)
     metrics = tmp_path / "pe_triage.prom"
     reading = StoreScp(tmp_path / "reading")
-    same, merged, gone = "2.25.8201", "2.25.8202", "2.25.8203"
+    same, merged, gone, named = "2.25.8201", "2.25.8202", "2.25.8203", "2.25.8204"
     day = {"StudyDate": "20260301", "StudyTime": "080000", "ModalitiesInStudy": "CT"}
-    for uid in (same, merged, gone):
+    for uid in (same, merged, gone, named):
         archive.add(uid, **PERSON, **day, series={f"{uid}.1": ("CT", 3)})
     with finding_scp(archive) as pacs, HttpPeer() as pager:
         settings = config(
@@ -115,10 +116,13 @@ def test_identity_reconciliation_and_alarms(
         flags = ("--model", tiny_bundle, "--config", settings, "--send-to", reading.address)
         with RunningNode(data, *flags) as node:
             # Both wait for a destination that is away; meanwhile a patient is corrected.
-            for uid in (same, merged):
+            for uid in (same, merged, named):
                 storescu(node, tiny_ct(tmp_path / uid, uid, 3, **PERSON))
                 node.wait_ended(uid, delivered=False)
+            # Of one the PACS cannot list the images; of the other it has each.
             archive.studies[merged]["PatientID"] = "PID-OTHER"
+            archive.hold([*(tmp_path / named).iterdir()])
+            archive.studies[named] |= {"PatientID": "PID-OTHER", "PatientName": "CORRECTED^WATCH"}
             with reading:
                 document = node.wait_ended(same, timeout_s=60)
                 assert states(document) == {"SENT"}
@@ -126,8 +130,23 @@ def test_identity_reconciliation_and_alarms(
                 assert states(document) == {"PARKED"}
                 why = {d["last_error"] for r in document["results"] for d in r["deliveries"]}
                 assert len(why) == 1
-                assert "Patient ID (0010,0020) differs" in why.pop()
+                words = why.pop()
+                assert "Patient ID (0010,0020) differs" in words
+                assert "3 of 3 images held here are not at the PACS" in words
                 assert not reading.stored(merged)
+
+                def followed() -> bool:
+                    document = node.show(named) or {}
+                    return document.get("run") == 2 and states(document) == {"SENT"}
+
+                wait_for(followed, 60, "the study is answered anew under the patient it has now")
+                stored = [dcmread(path) for path in reading.inbox.rglob("*") if path.is_file()]
+                of_named = [ds for ds in stored if ds.StudyInstanceUID == named]
+                assert of_named
+                assert {(ds.PatientID, str(ds.PatientName)) for ds in of_named} == {
+                    ("PID-OTHER", "CORRECTED^WATCH")
+                }, "nothing has left under the patient as before"
+                assert node.events("study.patient_corrected")
 
                 def told() -> dict[str, Any]:
                     return {r.json["data"]["alarm"]: r for r in pager.requests}
@@ -147,6 +166,7 @@ def test_identity_reconciliation_and_alarms(
                     gone: "NEVER_CAME",
                     merged: "NOT_DELIVERED",
                     same: "ANSWERED",
+                    named: "ANSWERED",
                 }
                 wait_for(lambda: metrics.exists(), 10, "metrics are written")
                 families = {f.name: f for f in text_string_to_metric_families(metrics.read_text())}
@@ -154,16 +174,31 @@ def test_identity_reconciliation_and_alarms(
                 assert alarms == {"watch.parked"}
                 assert metrics.stat().st_mode & 0o777 == 0o644
 
-                # The correction is put right at the PACS; a person sends again.
-                archive.studies[merged]["PatientID"] = PERSON["PatientID"]
-                assert command("deliveries", "retry", "--data-dir", data)[0] == 0
-                wait_for(lambda: states(node.show(merged) or {}) == {"SENT"}, 30, "sent at last")
+                # A person looks: without proof nothing is changed, with it the study goes over.
+                correct = ("correct", merged, "--data-dir", data, "--config", settings)
+                code, _, err = command(*correct)
+                assert code == 1
+                assert "not provably the same study" in err
+                archive.hold([*(tmp_path / merged).iterdir()])
+                code, out, err = command(*correct)
+                assert code == 0, err
+                assert "PID-" not in out + err
+                assert "made again as run 2" in out
+                wait_for(
+                    lambda: (
+                        (node.show(merged) or {}).get("run") == 2
+                        and states(node.show(merged) or {}) == {"SENT"}
+                    ),
+                    60,
+                    "sent at last",
+                )
                 wait_for(lambda: node.events("watch.cleared"), 15, "the alarm is over")
             code, out, _ = command("watch", "--data-dir", data, "--config", settings, "--json")
             assert code == 0, out
             assert json.loads(out)["alarms"] == []
             lines = "\n".join(node.lines)
-        assert not any(word in lines for word in ("PID-WATCH", "PLANTED", "PID-OTHER"))
+        planted = ("PID-WATCH", "PLANTED", "PID-OTHER", "CORRECTED^")
+        assert not any(word in lines for word in planted)
     code, _, err = command("reconcile", "--data-dir", data, "--config", settings)
     assert code == 1
     assert "connection refused" in err

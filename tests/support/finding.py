@@ -44,12 +44,18 @@ class Archive:
     def __init__(self) -> None:
         self.studies: dict[str, dict[str, Any]] = {}
         self.asked: list[Dataset] = []
+        self.images: set[str] = set()
+        """SOP Instance UIDs: what it answers at IMAGE level."""
 
     def add(
         self, study_uid: str, *, series: dict[str, tuple[str, int]] | None = None, **attributes: Any
     ) -> None:
         """Hold a study; `series` is series UID to (modality, instances)."""
         self.studies[study_uid] = {"series": series or {}, **attributes}
+
+    def hold(self, files: list[Path]) -> None:
+        """Hold these images, by their names (see `tiny_ct`)."""
+        self.images.update(file.stem for file in files)
 
     def __call__(self, wanted: Dataset) -> Iterator[tuple[int | Dataset, Dataset | None]]:
         self.asked.append(wanted)
@@ -66,6 +72,15 @@ class Archive:
                     if keyword != "series":
                         setattr(ds, keyword, value)
                 yield 0xFF00, ds
+                continue
+            if wanted.QueryRetrieveLevel == "IMAGE":
+                of_series = f"{wanted.SeriesInstanceUID}."
+                for uid in sorted(uid for uid in self.images if uid.startswith(of_series)):
+                    ds = Dataset()
+                    ds.StudyInstanceUID = study_uid
+                    ds.SeriesInstanceUID = wanted.SeriesInstanceUID
+                    ds.SOPInstanceUID = uid
+                    yield 0xFF00, ds
                 continue
             for series_uid, (modality, count) in study["series"].items():
                 ds = Dataset()
