@@ -212,6 +212,54 @@ class InstanceFacts:
     """Seconds of the day at which the slice's data were acquired."""
     kvp: float | None = None
     temporal_position: int | None = None
+    lossy_compression: str | None = None
+    """Lossy Image Compression (0028,2110): 01 where the pixels were ever compressed with loss."""
+    stack_id: str | None = None
+    """Which of an Enhanced CT image's stacks the frame belongs to (0020,9056)."""
+    acquisition_type: str | None = None
+    """SEQUENCED, SPIRAL, CONSTANT_ANGLE, STATIONARY, FREE (0018,9302)."""
+    calculation: str | None = None
+    """Volume Based Calculation Technique (0008,9207); NONE where nothing was computed."""
+    concatenation_uid: str | None = None
+    """Shared by the parts of a multi-frame image that was split (PS3.3 C.7.6.16.2.2.4)."""
+    concatenation_number: int | None = None
+    concatenation_total: int | None = None
+    frames: tuple[FrameFacts, ...] = ()
+    """What differs from frame to frame of an Enhanced CT image; see `pe_triage.frames`."""
+    frames_problem: str | None = None
+    """Why an Enhanced CT image's frames cannot be told, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameFacts:
+    """What one frame of a multi-frame image says of itself, under the names of `InstanceFacts`.
+
+    None or empty: as the image says for all its frames.
+    """
+
+    image_type: tuple[str, ...] = ()
+    acquisition_number: int | None = None
+    body_part: str | None = None
+    kernel: tuple[str, ...] = ()
+    contrast_agent: str | None = None
+    rescale_slope: float | None = None
+    rescale_intercept: float | None = None
+    pixel_spacing_mm: tuple[float, float] | None = None
+    slice_thickness_mm: float | None = None
+    image_position_mm: tuple[float, float, float] | None = None
+    image_orientation: tuple[float, float, float, float, float, float] | None = None
+    gantry_tilt_deg: float | None = None
+    acquisition_time_s: float | None = None
+    kvp: float | None = None
+    temporal_position: int | None = None
+    stack_id: str | None = None
+    acquisition_type: str | None = None
+    calculation: str | None = None
+
+
+def image_id(sop_instance_uid: str, frame: int | None) -> str:
+    """Name one image: an instance, or a frame (from 1) of a multi-frame instance."""
+    return sop_instance_uid if frame is None else f"{sop_instance_uid}#{frame}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +281,9 @@ class ReceivedInstance:
     calling_aet: str
     facts: InstanceFacts
     role: InstanceRole = InstanceRole.IMAGE
+    frame: int | None = None
+    """Set where this stands for one frame, counted from 1 (PS3.3 C.7.6.16.1.1.1), of the instance;
+    `facts` are then the frame's. Such values are made by `pe_triage.frames` and never stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,6 +348,9 @@ class CtVolume:
     series_uid: str
     quality_control: bool = False
     source_flip_yx: tuple[bool, bool] = (False, False)
+    frame_numbers: tuple[int | None, ...] = ()
+    """One for each z where the source is multi-frame (None for a single-frame image among them);
+    empty where it is not."""
     source_transpose: bool = False
     """Whether the source's rows and columns were exchanged first (a patient lying on the side):
     a point is written back by undoing `source_flip_yx`, then the exchange."""
@@ -304,6 +358,10 @@ class CtVolume:
     def __post_init__(self) -> None:
         _read_only(self.hu_zyx)
         _read_only(self.affine_lps)
+
+    def frame_of(self, z: int) -> int | None:
+        """Frame number of slice `z`; None for a single-frame image."""
+        return self.frame_numbers[z] if self.frame_numbers else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,9 +434,16 @@ class KeySlice:
     attention: float
     heatmap_yx: NDArray[np.float32]
     peak_yx: tuple[float, float]
+    frame: int | None = None
+    """Frame number where the instance is multi-frame."""
 
     def __post_init__(self) -> None:
         _read_only(self.heatmap_yx)
+
+    @property
+    def image_id(self) -> str:
+        """Name of the source image: `image_id` of its instance and frame."""
+        return image_id(self.sop_instance_uid, self.frame)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,7 +462,10 @@ class TriageResult:
     prediction: ExamPrediction | None = None
     model: ModelIdentity | None = None
     sop_instance_uids: tuple[str, ...] = ()
-    """Slices of the analysed series, foot to head; empty when none was analysed."""
+    """Slices of the analysed series, foot to head; empty when none was analysed. The frames of one
+    multi-frame instance name it once each."""
+    frame_numbers: tuple[int | None, ...] = ()
+    """As `CtVolume.frame_numbers`."""
     series_choice: str | None = None
     """Why this series of the study was analysed; None when none was."""
     unlikeness: float | None = None

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_triage.domain import InstanceFacts, ReceivedInstance
+from pe_triage.frames import by_image, images_of
 
 SAME_POSITION_MM = 0.01
 """Slices nearer than this lie at one position (DS positions are rounded to 0.001 mm or so)."""
@@ -99,11 +100,12 @@ class Stack:
 
 
 def analyse_stack(instances: Sequence[ReceivedInstance]) -> Stack:
-    """Order the instances of one series along their normal and name what is irregular.
+    """Order the images of one series along their normal and name what is irregular.
 
-    The answer does not depend on the order of `instances`.
+    Each frame of a multi-frame instance is an image. The answer does not depend on the order of
+    `instances`.
     """
-    ordered = sorted(instances, key=lambda i: i.sop_instance_uid)
+    ordered = sorted(images_of(instances), key=by_image)
     problem = _header_problem([i.facts for i in ordered])
     if problem is not None:
         return _unreadable(problem)
@@ -131,9 +133,7 @@ def analyse_stack(instances: Sequence[ReceivedInstance]) -> Stack:
     spacing = float(np.median(steps)) if len(steps) else None
     gaps = _gaps(positions, spacing)
     return Stack(
-        groups=tuple(
-            tuple(sorted((ordered[i] for i in g), key=lambda i: i.sop_instance_uid)) for g in groups
-        ),
+        groups=tuple(tuple(sorted((ordered[i] for i in g), key=by_image)) for g in groups),
         positions_mm=tuple(float(p) for p in positions),
         normal=_vector(normal),
         row_direction=_vector(row),

@@ -27,10 +27,18 @@ _SITE += "`pe-triage analyze --explain`."
 ADVICE: Mapping[str, Advice] = MappingProxyType({
     # What the series is
     "storage_class": Advice(
-        why="Only single-frame CT images are analysed; Enhanced CT holds a whole series in one "
-        "object and is refused rather than read half.",
-        do="Let the scanner or PACS send classic CT Image Storage (most can convert). Secondary "
-        "captures, dose reports and other objects are rightly refused.",
+        why="Only CT Image, Enhanced CT and Legacy Converted Enhanced CT are analysed.",
+        do="Nothing: secondary captures, dose reports and other objects are rightly refused.",
+    ),
+    "functional_groups": Advice(
+        why="An Enhanced CT image holds a whole series as frames, and what describes them (the "
+        "functional groups) is missing or does not fit.",
+        do="Let the scanner or PACS send the image again, or as classic CT Image Storage (most can "
+        "convert), and tell its vendor.",
+    ),
+    "concatenation": Advice(
+        why="The sender split a large Enhanced CT image into parts, and not all of them came.",
+        do=_RESEND,
     ),
     "modality": Advice(why="The program reads CT only.", do="Nothing: the series is no CT."),
     "several_owners": Advice(
@@ -38,7 +46,7 @@ ADVICE: Mapping[str, Advice] = MappingProxyType({
         do="Find out at the PACS whom the images belong to, correct them there and send again.",
     ),
     "multi_frame": Advice(
-        why="A CT image that holds several frames breaks the standard.",
+        why="A (classic) CT image that holds several frames breaks the standard.",
         do="Let the sender convert to single-frame CT images.",
     ),
     "localizer": Advice(why="A localizer is a projection, no slices.", do="Nothing."),
@@ -159,6 +167,12 @@ ADVICE: Mapping[str, Advice] = MappingProxyType({
     "rescale_missing": Advice(
         why="Without rescale slope and intercept stored values are no Hounsfield units.",
         do="Correct the sender or anonymiser and send again.",
+    ),
+    "lossy": Advice(
+        why="A compression has changed the pixels; small clots and the measures of noise suffer "
+        "first, and the networks were made for images as reconstructed.",
+        do="Let the sender use a lossless transfer syntax (or none), or send from before the "
+        "archive's lossy compression. Key: `allow_lossy`.",
     ),
     "kernel": Advice(
         why="Lung and bone kernels raise noise and edges, which look like clots and hide them.",

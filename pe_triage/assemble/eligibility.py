@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pe_triage.assemble.choice import SeriesChoice, choose_series
 from pe_triage.assemble.measure_rules import CAUTION_RULES, MEASURE_RULES
 from pe_triage.assemble.merits import acquisition_of, merits_of, preference_of
-from pe_triage.assemble.predicates import SeriesView
+from pe_triage.assemble.predicates import SeriesView, compressed
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.assemble.series_rules import SERIES_RULES, Rule
 from pe_triage.domain import EligibilityVerdict, ReceivedInstance, VolumeMeasures
+from pe_triage.frames import by_image, images_of
 from pe_triage.stack import analyse_stack
 
 __all__ = [
@@ -39,7 +40,7 @@ def judge_series(
     """
     if len({i.series_uid for i in instances}) != 1:
         raise ValueError("the instances of exactly one series were expected")
-    ordered = tuple(sorted(instances, key=lambda i: i.sop_instance_uid))
+    ordered = tuple(sorted(images_of(instances), key=by_image))
     view = SeriesView(instances=ordered, stack=analyse_stack(ordered))
     refusal = _refusal(view, rules)
     merits = merits_of(view, rules)
@@ -66,8 +67,12 @@ def _refusal(view: SeriesView, rules: EligibilityRules) -> tuple[str, str] | Non
 
 
 def _remarks(view: SeriesView) -> tuple[str, ...]:
-    copies = view.stack.duplicates
-    return (f"{copies} image(s) at a position that another holds",) if copies else ()
+    copies, found = view.stack.duplicates, compressed(view)
+    remarks = (
+        f"{copies} image(s) at a position that another holds" if copies else None,
+        f"the images were compressed with loss: {found}" if found else None,
+    )
+    return tuple(remark for remark in remarks if remark is not None)
 
 
 def judge_measures(measures: VolumeMeasures, rules: EligibilityRules) -> tuple[str, str] | None:

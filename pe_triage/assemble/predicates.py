@@ -10,27 +10,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pe_triage.assemble.image_types import DERIVED_TYPES, computed
 from pe_triage.assemble.kernels import Sharpness, sharpness
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.assemble.words import LOCALIZER_WORDS, TRACKING_WORDS, first_match, plain
 from pe_triage.domain import InstanceFacts, ReceivedInstance
+from pe_triage.frames import MULTI_FRAME_CT
 from pe_triage.stack import Stack
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
-_OTHER_CT_STORAGE = {
-    "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT multi-frame images are not analysed yet",
-    "1.2.840.10008.5.1.4.1.1.2.2": "Legacy converted enhanced CT images are not analysed yet",
-}
 
 TIME_SERIES_IMAGES = 3
 """So many images of different times at every position make no single volume."""
-DERIVED_TYPES = frozenset(
-    {
-        "REFORMATTED", "MPR", "MIP", "MIN_IP", "MINIP", "MAX_IP", "PROJECTION IMAGE", "VRT", "CPR",
-        "SUBTRACT", "DOSE_INFO", "SCREEN SAVE", "MULTIPLANAR", "SSD", "CT_SOM5 MPR",
-        "VOLUME_RENDERED",
-    }
-)  # fmt: skip
+LOSSY_SYNTAXES = {
+    "1.2.840.10008.1.2.4.50": "JPEG Baseline",
+    "1.2.840.10008.1.2.4.51": "JPEG Extended",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless",
+    "1.2.840.10008.1.2.4.91": "JPEG 2000",
+}
+"""Transfer syntaxes that may change pixels (PS3.5 section 8.2), by their names for people."""
+MAYBE_LOSSLESS = frozenset({"JPEG-LS near-lossless", "JPEG 2000"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,7 @@ class SeriesView:
     """One series as the rules see it."""
 
     instances: tuple[ReceivedInstance, ...]
-    """Sorted by UID, never empty."""
+    """Images, frames of multi-frame instances among them; sorted by UID and frame, never empty."""
     stack: Stack
 
     @property
@@ -62,11 +61,9 @@ Found = Mapping[str, object]
 
 
 def storage_class(view: SeriesView, _rules: EligibilityRules) -> Found | None:
-    """Find objects that are no single-frame CT image."""
-    other = sorted({i.sop_class_uid for i in view.instances} - {CT_IMAGE_STORAGE})
-    if not other:
-        return None
-    return {"what": _OTHER_CT_STORAGE.get(other[0], "the series holds objects that are no CT")}
+    """Find objects that are no CT image."""
+    known = {CT_IMAGE_STORAGE, *MULTI_FRAME_CT}
+    return {} if any(i.sop_class_uid not in known for i in view.instances) else None
 
 
 def modality(view: SeriesView, _rules: EligibilityRules) -> Found | None:
@@ -85,9 +82,41 @@ def several_studies(view: SeriesView, _rules: EligibilityRules) -> Found | None:
 
 
 def frames(view: SeriesView, _rules: EligibilityRules) -> Found | None:
-    """Find multi-frame images."""
-    most = max(f.number_of_frames or 1 for f in view.facts)
+    """Find multi-frame images of a class that has none."""
+    counts = (
+        i.facts.number_of_frames or 1
+        for i in view.instances
+        if i.sop_class_uid not in MULTI_FRAME_CT
+    )
+    most = max(counts, default=1)
     return {"found": most} if most > 1 else None
+
+
+def functional_groups(view: SeriesView, _rules: EligibilityRules) -> Found | None:
+    """Find multi-frame images whose frames cannot be told."""
+    for i in view.instances:
+        if i.facts.frames_problem is not None:
+            kind = MULTI_FRAME_CT.get(i.sop_class_uid, "multi-frame")
+            return {"kind": kind, "found": i.facts.frames_problem}
+    return None
+
+
+def concatenation(view: SeriesView, _rules: EligibilityRules) -> Found | None:
+    """Find parts that are missing of an image that was split."""
+    parts: dict[str, set[int]] = {}
+    totals: dict[str, int] = {}
+    for f in view.facts:
+        if f.concatenation_uid is not None and f.concatenation_number is not None:
+            held = parts.setdefault(f.concatenation_uid, set())
+            held.add(f.concatenation_number)
+            # The total may be left out; the highest number is then the least it can be.
+            total = max(f.concatenation_total or 0, *held)
+            totals[f.concatenation_uid] = max(total, totals.get(f.concatenation_uid, 0))
+    for uid, held in sorted(parts.items()):
+        missing = [n for n in range(1, totals[uid] + 1) if n not in held]
+        if missing:
+            return {"found": ", ".join(map(str, missing[:5])), "total": totals[uid]}
+    return None
 
 
 def few(view: SeriesView, rules: EligibilityRules) -> bool:
@@ -104,6 +133,8 @@ def localizer(view: SeriesView, rules: EligibilityRules) -> Found | None:
     """Find localizers, by image type or, where slices are few, by words."""
     if "LOCALIZER" in view.image_types:
         return {"found": "image type LOCALIZER"}
+    if any(f.acquisition_type == "CONSTANT_ANGLE" for f in view.facts):
+        return {"found": "acquisition type CONSTANT_ANGLE"}
     if not few(view, rules):
         return None
     match = LOCALIZER_WORDS.search(view.description)
@@ -124,7 +155,8 @@ def time_series(view: SeriesView, _rules: EligibilityRules) -> Found | None:
     # The same image under several UIDs is a copy, and copies count once; their pixels decide.
     numbers = {i.facts.acquisition_number for i in groups[0]}
     times = {i.facts.acquisition_time_s for i in groups[0]}
-    if max(len(numbers), len(times)) < 2 and len(groups) > 1:
+    phases = {i.facts.temporal_position for i in groups[0]}
+    if max(len(numbers), len(times), len(phases)) < 2 and len(groups) > 1:
         return None
     return {"found": len(view.instances), "positions": len(groups)}
 
@@ -133,8 +165,14 @@ def reformat_type(view: SeriesView, rules: EligibilityRules) -> Found | None:
     """Find images whose type is not ORIGINAL, PRIMARY, AXIAL."""
     if rules.allow_derived:
         return None
-    for f in view.facts:
+    for i in view.instances:
+        f = i.facts
         types = tuple(v.upper() for v in f.image_type)
+        if i.sop_class_uid in MULTI_FRAME_CT:
+            found = computed(types, (f.calculation or "").upper())
+            if found is not None:
+                return {"found": found}
+            continue
         if types[:2] != ("ORIGINAL", "PRIMARY") or DERIVED_TYPES.intersection(types):
             return {"found": "\\".join(types[:4]) or "missing"}
         if len(types) > 2 and types[2] not in ("AXIAL", ""):
@@ -202,7 +240,8 @@ def interleaved(view: SeriesView, _rules: EligibilityRules) -> Found | None:
     """Find acquisitions whose slices lie between each other."""
     # Acquisitions one above the other, as of a scanner that steps from place to place, are one
     # chest. Where they lie between each other, two phases would make one volume.
-    numbers = [g[0].facts.acquisition_number for g in view.stack.groups]
+    # The stacks of an Enhanced CT image (PS3.3 C.7.6.16.2.2.4) are told apart in the same way.
+    numbers = [(g[0].facts.acquisition_number, g[0].facts.stack_id) for g in view.stack.groups]
     runs = [number for number, after in pairwise([*numbers, object()]) if number != after]
     if len(runs) == len(set(runs)):
         return None
@@ -258,6 +297,25 @@ def no_rescale(view: SeriesView, _rules: EligibilityRules) -> Found | None:
     """Count images without rescale slope or intercept."""
     missing = sum(f.rescale_slope is None or f.rescale_intercept is None for f in view.facts)
     return {"found": missing, "total": len(view.facts)} if missing else None
+
+
+def compressed(view: SeriesView) -> str | None:
+    """Say by what the pixels were changed, now or earlier; None where they were not."""
+    for i in view.instances:
+        stated = i.facts.lossy_compression
+        if stated == "01":
+            return "lossy image compression (0028,2110) is 01"
+        syntax = LOSSY_SYNTAXES.get(i.transfer_syntax_uid)
+        # JPEG-LS and JPEG 2000 may be reversible under these too, and say so.
+        if syntax is not None and not (stated == "00" and syntax in MAYBE_LOSSLESS):
+            return syntax
+    return None
+
+
+def lossy(view: SeriesView, rules: EligibilityRules) -> Found | None:
+    """Find pixels that a compression has changed."""
+    found = None if rules.allow_lossy else compressed(view)
+    return {"found": found} if found else None
 
 
 def kernel(view: SeriesView, rules: EligibilityRules) -> Found | None:

@@ -37,6 +37,8 @@ class EligibilityRules:
         Take images that are not ORIGINAL and PRIMARY (some sites send only thin reformats).
     allow_lung_kernel
         Take a series of a lung or bone kernel where no other is eligible.
+    allow_lossy
+        Take images whose pixels a compression has changed: they are then read as they are.
     lung_or_bone_kernels
         Patterns of kernel names, upper case.
     derived_words
@@ -87,6 +89,7 @@ class EligibilityRules:
     max_vessel_hu: float = 1500.0
     min_soft_tissue_hu: float = -150.0
     max_soft_tissue_hu: float = 150.0
+    allow_lossy: bool = False
     air_hu: float = -1000.0
     air_tolerance_hu: float = 80.0
     min_lung_extent_mm: float = 80.0

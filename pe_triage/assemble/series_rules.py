@@ -28,7 +28,11 @@ class Rule:
 
 
 SERIES_RULES: tuple[Rule, ...] = (
-    Rule(name="storage_class", refuses=p.storage_class, words="{what}"),
+    Rule(
+        name="storage_class",
+        refuses=p.storage_class,
+        words="the series holds objects that are no CT",
+    ),
     Rule(name="modality", refuses=p.modality, words="modality is {found}, not CT"),
     Rule(
         name="several_owners",
@@ -36,6 +40,16 @@ SERIES_RULES: tuple[Rule, ...] = (
         words="the series holds images of several {found}",
     ),
     Rule(name="multi_frame", refuses=p.frames, words="images hold {found} frames each, not one"),
+    Rule(
+        name="functional_groups",
+        refuses=p.functional_groups,
+        words="the frames of the {kind} image cannot be told: {found}",
+    ),
+    Rule(
+        name="concatenation",
+        refuses=p.concatenation,
+        words="of the {total} parts of a split image these are missing: {found}",
+    ),
     Rule(name="localizer", refuses=p.localizer, words="localizer: {found}"),
     Rule(
         name="bolus_tracking",
@@ -114,6 +128,11 @@ SERIES_RULES: tuple[Rule, ...] = (
         name="rescale_missing",
         refuses=p.no_rescale,
         words="rescale slope or intercept is missing on {found} of {total} images",
+    ),
+    Rule(
+        name="lossy",
+        refuses=p.lossy,
+        words="the images were compressed with loss: {found}",
     ),
     Rule(
         name="kernel",

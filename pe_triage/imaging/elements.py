@@ -29,6 +29,8 @@ MAX_DEPTH = 64
 """Nested sequences beyond this are an attack or an accident; real CT headers use about four."""
 MAX_VALUE_BYTES = 16 * 1024
 """No header value read here is longer; a longer one is treated as unreadable."""
+MAX_SEQUENCE_BYTES = 64 * 1024 * 1024
+"""Functional groups of 2,000 frames with a vendor's private ones stay below 20 MiB."""
 MAX_META_BYTES = 64 * 1024
 
 _UNDEFINED = 0xFFFFFFFF
@@ -66,15 +68,25 @@ class Elements:
     found: dict[int, Element]
     pixels: PixelElement | None
     file_size: int
+    sequences: dict[int, Element]
+    """Content of whole sequences, for `sequences.parse_items`; VR UN means implicit content."""
 
 
-def read_elements(path: Path, wanted: Collection[int], *, last: int = PIXEL_DATA) -> Elements:
+def read_elements(
+    path: Path,
+    wanted: Collection[int],
+    *,
+    last: int = PIXEL_DATA,
+    sequences: Collection[int] = (),
+) -> Elements:
     """Copy the `wanted` elements of the outermost data set.
 
     Parameters
     ----------
     wanted
         Tags as (group << 16 | element).
+    sequences
+        Tags of sequences whose content is copied out as it stands.
     last
         Stop after this tag; with the default the walk ends at Pixel Data, whose value is never
         read.
@@ -86,7 +98,7 @@ def read_elements(path: Path, wanted: Collection[int], *, last: int = PIXEL_DATA
     """
     try:
         with BufferedReader(FileIO(path), 64 * 1024) as file:
-            return _Walker(file, frozenset(wanted), last).run()
+            return _Walker(file, frozenset(wanted), last, frozenset(sequences)).run()
     except FileNotFoundError as error:
         raise InvalidInstanceError("the file is gone") from error
     except IsADirectoryError as error:
@@ -94,8 +106,15 @@ def read_elements(path: Path, wanted: Collection[int], *, last: int = PIXEL_DATA
 
 
 class _Walker:
-    def __init__(self, file: BufferedReader[FileIO], wanted: frozenset[int], last: int) -> None:
+    def __init__(
+        self,
+        file: BufferedReader[FileIO],
+        wanted: frozenset[int],
+        last: int,
+        sequences: frozenset[int],
+    ) -> None:
         self._file = file
+        self._sequences = sequences
         self._wanted = wanted
         self._last = last
         self._size = os.fstat(file.fileno()).st_size
@@ -108,6 +127,7 @@ class _Walker:
         self._explicit = transfer_syntax_uid != IMPLICIT_VR_LITTLE_ENDIAN
         self._little = transfer_syntax_uid != EXPLICIT_VR_BIG_ENDIAN
         found: dict[int, Element] = {}
+        sequences: dict[int, Element] = {}
         pixels: PixelElement | None = None
         while self._at < self._size:
             tag, vr, length = self._head()
@@ -119,7 +139,9 @@ class _Walker:
                     raise InvalidInstanceError("truncated: pixel data overruns the file")
                 pixels = PixelElement(offset=self._at, length=None if encapsulated else length)
                 break
-            if length == _UNDEFINED:
+            if tag in self._sequences and tag not in sequences:
+                sequences[tag] = self._whole(vr, length)
+            elif length == _UNDEFINED:
                 self._step_over_sequence(vr)
             elif tag in self._wanted and tag not in found and length <= MAX_VALUE_BYTES:
                 found[tag] = Element(vr=vr, value=self._read(length), little_endian=self._little)
@@ -130,7 +152,20 @@ class _Walker:
             found=found,
             pixels=pixels,
             file_size=self._size,
+            sequences=sequences,
         )
+
+    def _whole(self, vr: bytes, length: int) -> Element:
+        """Copy a sequence's content, of defined or undefined length."""
+        start = self._at
+        if length == _UNDEFINED:
+            self._step_over_sequence(vr)
+            length = self._at - start
+            self._at = start
+            self._file.seek(start)
+        if length > MAX_SEQUENCE_BYTES:
+            raise InvalidInstanceError("a sequence is longer than any header's")
+        return Element(vr=vr, value=self._read(length), little_endian=self._little)
 
     def _meta(self) -> str:
         if self._size < 132 or self._read(132)[128:] != b"DICM":

@@ -7,10 +7,12 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pe_triage.domain import InstanceFacts, PatientIdentity
+from pe_triage.domain import FrameFacts, InstanceFacts, PatientIdentity
 from pe_triage.errors import InvalidInstanceError
+from pe_triage.frames import MULTI_FRAME_CT
 from pe_triage.identity import MAX_IDENTIFIER, identity_of
 from pe_triage.imaging.elements import read_elements
+from pe_triage.imaging.functional_groups import with_frames
 from pe_triage.imaging.values import Values
 
 _SOP_CLASS_UID = 0x00080016
@@ -27,7 +29,8 @@ _ACQUISITION_TIME = 0x00080032
 _ACQUISITION_DATE_TIME = 0x0008002A
 
 _LAST_TAG = 0x0028FFFF
-"""Everything wanted lies in groups 0008 to 0028 of the outermost data set."""
+"""Everything wanted lies in groups 0008 to 0028 of the outermost data set, but for the functional
+groups of multi-frame images."""
 
 _TEXT = {
     "modality": 0x00080060,
@@ -40,6 +43,9 @@ _TEXT = {
     "contrast_agent": 0x00180010,
     "photometric_interpretation": 0x00280004,
     "patient_position": 0x00185100,
+    "acquisition_type": 0x00189302,
+    "calculation": 0x00089207,
+    "lossy_compression": 0x00282110,
 }
 _TEXTS = {"image_type": 0x00080008, "kernel": 0x00181210}
 _INTEGERS = {
@@ -56,6 +62,8 @@ _UNSIGNED = {
     "bits_stored": 0x00280101,
     "pixel_representation": 0x00280103,
     "samples_per_pixel": 0x00280002,
+    "concatenation_number": 0x00209162,
+    "concatenation_total": 0x00209163,
 }
 _DECIMALS = {
     "rescale_slope": 0x00281053,
@@ -69,7 +77,7 @@ _VECTORS = {
     "image_position_mm": (0x00200032, 3),
     "image_orientation": (0x00200037, 6),
 }
-_FRAME_OF_REFERENCE = 0x00200052
+_FRAME_OF_REFERENCE, _CONCATENATION = 0x00200052, 0x00209161
 
 _WANTED = frozenset(
     {
@@ -87,6 +95,7 @@ _WANTED = frozenset(
         _ACQUISITION_TIME,
         _ACQUISITION_DATE_TIME,
         _FRAME_OF_REFERENCE,
+        _CONCATENATION,
         *_TEXT.values(),
         *_TEXTS.values(),
         *_INTEGERS.values(),
@@ -143,6 +152,9 @@ def read_instance(path: Path) -> InstanceRecord:
         )
     except InvalidInstanceError as error:
         raise _named(error, values) from None
+    facts = _facts(values)
+    if uids[_SOP_CLASS_UID] in MULTI_FRAME_CT:
+        facts = with_frames(path, facts)
     return InstanceRecord(
         study_uid=uids[_STUDY_UID],
         series_uid=uids[_SERIES_UID],
@@ -150,7 +162,7 @@ def read_instance(path: Path) -> InstanceRecord:
         sop_class_uid=uids[_SOP_CLASS_UID],
         transfer_syntax_uid=elements.transfer_syntax_uid,
         identity=identity,
-        facts=_facts(values),
+        facts=facts,
     )
 
 
@@ -180,6 +192,7 @@ def _facts(values: Values) -> InstanceFacts:
     return InstanceFacts(
         **read,
         frame_of_reference_uid=values.uid(_FRAME_OF_REFERENCE),
+        concatenation_uid=values.uid(_CONCATENATION),
         patient_age_years=_age_years(values),
         acquisition_time_s=_acquisition_time_s(values),
         quality_control=values.text(_QUALITY_CONTROL) == "YES",
@@ -204,22 +217,31 @@ def _age_years(values: Values) -> float | None:
     return (studied - born) / 365.25
 
 
-def facts_to_json(facts: InstanceFacts) -> dict[str, Any]:
+def facts_to_json(facts: InstanceFacts | FrameFacts) -> dict[str, Any]:
     """Facts as a JSON-safe mapping; values that are absent are left out."""
     out: dict[str, Any] = {}
     for field in fields(facts):
         value = getattr(facts, field.name)
         if value is None or value == () or value is False:
             continue
+        if field.name == "frames":
+            value = [facts_to_json(frame) for frame in value]
         out[field.name] = list(value) if isinstance(value, tuple) else value
     return out
 
 
 def facts_from_json(document: Mapping[str, Any]) -> InstanceFacts:
     """Facts back from `facts_to_json`; unknown keys are ignored, missing ones take the default."""
+    known = _known(InstanceFacts, document)
+    if "frames" in known:
+        known["frames"] = tuple(FrameFacts(**_known(FrameFacts, f)) for f in known["frames"])
+    return InstanceFacts(**known)
+
+
+def _known(kind: type[InstanceFacts | FrameFacts], document: Mapping[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {}
-    for field in fields(InstanceFacts):
+    for field in fields(kind):
         value = document.get(field.name, MISSING)
         if value is not MISSING:
             known[field.name] = tuple(value) if isinstance(value, list) else value
-    return InstanceFacts(**known)
+    return known

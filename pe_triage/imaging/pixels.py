@@ -51,7 +51,7 @@ _ALLOCATED, _STORED, _HIGH_BIT, _REPRESENTATION = 0x00280100, 0x00280101, 0x0028
 _PADDING, _PADDING_LIMIT = 0x00280120, 0x00280121
 _INTERCEPT, _SLOPE, _RESCALE_TYPE = 0x00281052, 0x00281053, 0x00281054
 
-_WANTED = frozenset(
+WANTED = frozenset(
     {
         _SOP_INSTANCE_UID, _SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _ALLOCATED, _STORED,
         _HIGH_BIT, _REPRESENTATION, _PADDING, _PADDING_LIMIT, _INTERCEPT, _SLOPE, _RESCALE_TYPE,
@@ -62,7 +62,7 @@ _WANTED = frozenset(
 # pass: whether the values are Hounsfield units is measured on the volume's air as well.
 _OTHER_QUANTITIES = frozenset({"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"})
 
-_NATIVE_ORDER = {
+NATIVE_ORDER = {
     IMPLICIT_VR_LITTLE_ENDIAN: "<",
     EXPLICIT_VR_LITTLE_ENDIAN: "<",
     EXPLICIT_VR_BIG_ENDIAN: ">",
@@ -107,27 +107,55 @@ def decode_hu(path: Path, *, sop_instance_uid: str | None = None) -> NDArray[np.
     ImagingError
         With a reason for people; it names no patient.
     """
+    elements, values = open_image(path, sop_instance_uid)
+    if values.integer(_FRAMES) not in (None, 1):
+        raise ImagingError("an image is no CT slice: one frame was expected")
+    form = pixel_format(values, values)
+    return to_hu(_stored(path, elements, form), form)
+
+
+def open_image(path: Path, sop_instance_uid: str | None) -> tuple[Elements, Values]:
+    """Find what describes the pixels of a Part 10 file, and where they lie.
+
+    Raises
+    ------
+    ImagingError
+        The file cannot be read, or holds another instance than the one named.
+    """
     try:
-        elements = read_elements(path, _WANTED)
+        elements = read_elements(path, WANTED)
     except InvalidInstanceError as error:
         raise ImagingError(f"an image cannot be read: {error}") from error
     values = Values(elements.found)
     if sop_instance_uid is not None and values.uid(_SOP_INSTANCE_UID) != sop_instance_uid:
         raise ImagingError("a stored file holds another image than was received under its name")
-    form = _format(values)
-    return to_hu(_stored(path, elements, form), form)
+    return elements, values
 
 
-def _format(values: Values) -> PixelFormat:
+def pixel_format(values: Values, rescale: Values) -> PixelFormat:
+    """How stored values are to be read, by an image's header.
+
+    Parameters
+    ----------
+    values
+        Of the outermost data set.
+    rescale
+        Where slope, intercept and type of the rescaling stand: the same, or a frame's functional
+        group (PS3.3 C.7.6.16.2.9).
+
+    Raises
+    ------
+    ImagingError
+        Something is missing, or says that this is no CT slice.
+    """
     for holds, wanted in (
         (values.unsigned(_SAMPLES) in (None, 1), "one sample per pixel"),
         (
             (values.text(_PHOTOMETRIC) or "MONOCHROME2") in ("MONOCHROME1", "MONOCHROME2"),
             "a grey image",
         ),
-        (values.integer(_FRAMES) in (None, 1), "one frame"),
         (
-            (values.text(_RESCALE_TYPE) or "HU").upper() not in _OTHER_QUANTITIES,
+            (rescale.text(_RESCALE_TYPE) or "HU").upper() not in _OTHER_QUANTITIES,
             "rescale type HU (0028,1054)",
         ),
     ):
@@ -143,7 +171,7 @@ def _format(values: Values) -> PixelFormat:
         high_bit = stored - 1
     if allocated not in (8, 16) or not 1 <= stored <= allocated or not stored <= high_bit + 1 <= 16:
         raise ImagingError(f"{stored} bits stored in {allocated} allocated cannot be read")
-    slope, intercept = _required(values.decimal, _SLOPE), _required(values.decimal, _INTERCEPT)
+    slope, intercept = _required(rescale.decimal, _SLOPE), _required(rescale.decimal, _INTERCEPT)
     if slope <= 0:
         raise ImagingError(f"rescale slope {slope:g} is not positive")
     form = PixelFormat(
@@ -200,7 +228,7 @@ def _stored(path: Path, elements: Elements, form: PixelFormat) -> NDArray[Any]:
     pixels = elements.pixels
     if pixels is None:
         raise ImagingError("an image holds no pixel data")
-    order = _NATIVE_ORDER.get(elements.transfer_syntax_uid)
+    order = NATIVE_ORDER.get(elements.transfer_syntax_uid)
     if order is None:
         frame = Frame(rows=form.rows, columns=form.columns, bits_allocated=form.bits_allocated)
         if pixels.length is not None:

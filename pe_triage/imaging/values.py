@@ -101,6 +101,13 @@ class Values:
         order = "<H" if element.little_endian else ">H"
         return int(struct.unpack(order, element.value)[0])
 
+    def unsigned_long(self, tag: int) -> int | None:
+        """Return the single UL value."""
+        element = self._found.get(tag)
+        if element is None or len(element.value) != 4 or element.vr not in (b"", b"UL"):
+            return None
+        return int(struct.unpack("<I" if element.little_endian else ">I", element.value)[0])
+
     def age_years(self, tag: int) -> float | None:
         """Return an AS value in years."""
         match = _AGE.match(self.text(tag) or "")

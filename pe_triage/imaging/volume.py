@@ -7,9 +7,8 @@ understands.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from pe_triage.domain import CtVolume, ReceivedInstance
 from pe_triage.errors import ImagingError
 from pe_triage.imaging.geometry import InPlane, affine_lps, in_plane, spacing_zyx_mm
+from pe_triage.imaging.multiframe import MultiFrame
 from pe_triage.imaging.pixels import decode_hu
 from pe_triage.stack import Stack, analyse_stack
 
@@ -30,7 +30,8 @@ def load_volume(
 ) -> CtVolume:
     """Decode a series and order it by Image Position (Patient) along the slice normal.
 
-    The result is bit-identical whatever the order of `instances`, the transfer syntax, and
+    The result is bit-identical whatever the order of `instances`, the transfer syntax, whether an
+    instance holds one slice or (Enhanced CT) the frames of many, and
     whichever of the eight axial orientations the source has. Several identical images at one
     position count once.
 
@@ -56,6 +57,7 @@ def load_volume(
     plane = in_plane(stack)
     affine = affine_lps(stack, plane)
     hu_zyx = _decode(stack, plane, max_threads)
+    numbers = tuple(group[0].frame for group in stack.groups)
     return CtVolume(
         hu_zyx=hu_zyx,
         spacing_mm=spacing_zyx_mm(affine),
@@ -65,6 +67,7 @@ def load_volume(
         quality_control=all(i.facts.quality_control for i in instances),
         source_flip_yx=(plane.flip_y, plane.flip_x),
         source_transpose=plane.transpose,
+        frame_numbers=numbers if any(n is not None for n in numbers) else (),
     )
 
 
@@ -77,12 +80,18 @@ def _decode(stack: Stack, plane: InPlane, max_threads: int) -> NDArray[np.int16]
     if 2 * int(np.prod(shape, dtype=np.int64)) > MAX_VOLUME_BYTES:
         raise ImagingError(f"the series is too large: {len(stack.groups)} slices")
     hu_zyx = np.empty(shape, dtype=np.int16)
+    sources = {
+        uid: MultiFrame(path, uid)
+        for uid, path in sorted(
+            {(i.sop_instance_uid, i.path) for group in stack.groups for i in group if i.frame}
+        )
+    }
 
     def fill(z: int) -> None:
         group = stack.groups[z]
-        hu_yx = _slice(group[0], rows, columns)
+        hu_yx = _slice(group[0], sources, rows, columns)
         for other in group[1:]:
-            if not np.array_equal(hu_yx, _slice(other, rows, columns)):
+            if not np.array_equal(hu_yx, _slice(other, sources, rows, columns)):
                 raise ImagingError(
                     f"{len(group)} different images lie at one position "
                     f"({stack.positions_mm[z]:.1f} mm): several acquisitions in one series"
@@ -103,12 +112,17 @@ def _decode(stack: Stack, plane: InPlane, max_threads: int) -> NDArray[np.int16]
     return hu_zyx
 
 
-def _slice(instance: ReceivedInstance, rows: int, columns: int) -> NDArray[np.int16]:
-    path: Path = instance.path
-    number = instance.facts.instance_number
+def _slice(
+    image: ReceivedInstance, sources: Mapping[str, MultiFrame], rows: int, columns: int
+) -> NDArray[np.int16]:
+    number = image.facts.instance_number
     name = f"image {number}: " if number is not None else ""
     try:
-        hu_yx = decode_hu(path, sop_instance_uid=instance.sop_instance_uid)
+        if image.frame is None:
+            hu_yx = decode_hu(image.path, sop_instance_uid=image.sop_instance_uid)
+        else:
+            name = f"frame {image.frame}: "
+            hu_yx = sources[image.sop_instance_uid].hu(image.frame)
     except ImagingError as error:
         raise ImagingError(f"{name}{error}") from error
     if hu_yx.shape != (rows, columns):

@@ -177,6 +177,7 @@ def explain_slices(
                 attention=float(prediction.attention_z[z]),
                 heatmap_yx=heatmap_yx,
                 peak_yx=peak_yx,
+                frame=volume.frame_of(z),
             )
         )
     return tuple(out)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 
 from pe_triage.assemble.eligibility import EligibilityRules, SeriesChoice, cautions_of
 from pe_triage.destinations import AnyDestination
@@ -26,11 +26,14 @@ from pe_triage.domain import (
     StudyManifest,
     TriageResult,
     VolumeMeasures,
+    image_id,
 )
 from pe_triage.errors import PermanentError
+from pe_triage.frames import images_of
 from pe_triage.logs import get_logger
 from pe_triage.node.corrections import restated
 from pe_triage.node.selection import select_volume
+from pe_triage.node.source_headers import frame_header, read_header
 from pe_triage.report.messages import MessageContext, build_messages
 from pe_triage.report.policy import decide, make_result, not_evaluated
 from pe_triage.report.results import build_results
@@ -213,6 +216,7 @@ def _predict(
         policy=options.report.policy,
         key_slices=shown,
         cautions=cautions,
+        frame_numbers=volume.frame_numbers,
     )
     return replace(answer, unlikeness=inference.unlikeness)
 
@@ -225,7 +229,13 @@ def _headers(images: Sequence[ReceivedInstance], result: TriageResult) -> Mappin
         raise PermanentError("the study holds no instance to file a result under")
     analysed = [uid for uid in result.sop_instance_uids if uid in by_uid]
     wanted.update(analysed or sorted(by_uid)[:1])
-    return {
-        uid: dcmread(by_uid[uid].path, stop_before_pixels=True, force=False)
-        for uid in sorted(wanted)
+    headers = {uid: read_header(by_uid[uid].path) for uid in sorted(wanted)}
+    by_frame = {
+        image_id(i.sop_instance_uid, i.frame): i
+        for i in images_of(by_uid[k.sop_instance_uid] for k in result.key_slices if k.frame)
     }
+    for key in result.key_slices:
+        if key.frame is not None:
+            header = headers[key.sop_instance_uid]
+            headers[key.image_id] = frame_header(header, by_frame[key.image_id])
+    return headers

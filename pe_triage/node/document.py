@@ -28,6 +28,8 @@ def analysis_document(result: TriageResult, policy: TriagePolicy) -> dict[str, A
         "model": None if result.model is None else model_document(result.model),
         "policy": {"name": policy.name, "rules": list(policy.describe())},
     }
+    if any(k.frame is not None for k in result.key_slices):
+        document["key_frames"] = [k.frame for k in result.key_slices]
     if prediction is None:
         return document
     document["exam"] = {label: float(p) for label, p in prediction.exam_probability.items()}
@@ -44,6 +46,9 @@ def analysis_document(result: TriageResult, policy: TriagePolicy) -> dict[str, A
             strict=True,
         )
     ]
+    for entry, frame in zip(document["slices"], result.frame_numbers, strict=False):
+        if frame is not None:
+            entry["frame"] = frame
     return document
 
 

@@ -19,6 +19,7 @@ from pe_triage.report.headers import apply_headers, text_of
 from pe_triage.report.heatmap_picture import heatmap_picture
 from pe_triage.report.part10 import code_item, encode, local_time, set_equipment, set_times
 from pe_triage.report.settings import ReportSettings
+from pe_triage.report.source_images import frame_number
 from pe_triage.report.study import StudyContext
 from pe_triage.report.summary_picture import SourcePlace, summary_picture
 from pe_triage.report.uids import derive_uid
@@ -42,7 +43,7 @@ def build_captures(
     when = local_time(now, source)
     software = f"{settings.model_name} {settings.software_version}"
     places = {uid: _place(ds) for uid, ds in headers.items()}
-    keys = [headers[key.sop_instance_uid] for key in result.key_slices]
+    keys = [headers[key.image_id] for key in result.key_slices]
     summary = _capture(
         summary_picture(
             result=result, volume=volume, places=places, run=study.run, when=when,
@@ -58,7 +59,7 @@ def build_captures(
         label = f"heatmap-{index + 1:02d}"
         picture = heatmap_picture(
             result=result, index=index, volume=volume,
-            place=places[result.key_slices[index].sop_instance_uid],
+            place=places[result.key_slices[index].image_id],
             run=study.run, when=when, software=software,
         )  # fmt: skip
         heatmap = _capture(
@@ -130,11 +131,17 @@ def _source_item(image: Dataset) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID = str(image.SOPClassUID)
     item.ReferencedSOPInstanceUID = str(image.SOPInstanceUID)
+    frame = frame_number(image)
+    if frame is not None:
+        item.ReferencedFrameNumber = frame
     item.PurposeOfReferenceCodeSequence = [code_item(SOURCE_IMAGE_FOR_PROCESSING)]
     return item
 
 
 def _place(ds: Dataset) -> SourcePlace:
+    frame = frame_number(ds)
     return SourcePlace(
-        series_number=text_of(ds, "SeriesNumber"), instance_number=text_of(ds, "InstanceNumber")
+        series_number=text_of(ds, "SeriesNumber"),
+        instance_number=text_of(ds, "InstanceNumber"),
+        frame_number="" if frame is None else str(frame),
     )

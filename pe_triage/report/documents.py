@@ -102,15 +102,17 @@ def evidence_of(
     """
     listed = [
         (uid, headers.get(uid))
-        for uid in result.sop_instance_uids
+        # The frames of one instance name it once each.
+        for uid in dict.fromkeys(result.sop_instance_uids)
         if uid in headers or result.series_uid
     ]
     known = {uid for uid, _ in listed}
-    listed += [
-        (key.sop_instance_uid, headers[key.sop_instance_uid])
+    by_uid = {
+        key.sop_instance_uid: headers[key.image_id]
         for key in result.key_slices
         if key.sop_instance_uid not in known
-    ]
+    }
+    listed += list(by_uid.items())
     if not listed:
         listed = [(str(source.SOPInstanceUID), source)]
     return [
@@ -139,7 +141,7 @@ def stand_in(study_uid: str, series_uid: str, class_uid: str, instance_uid: str)
 
 
 def stand_ins(images: Sequence[Dataset], study: StudyContext) -> list[Dataset]:
-    """Return stand-ins for images whose headers are at hand."""
+    """Return one stand-in for each image whose header is at hand."""
     return [
         stand_in(
             study.study_uid, str(ds.SeriesInstanceUID), str(ds.SOPClassUID), str(ds.SOPInstanceUID)

@@ -14,6 +14,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from pe_triage.report.concepts import DIRECTION, MILLIMETRE, PIXELS
+from pe_triage.report.source_images import frame_numbers
 
 _CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 _ACQUISITION = hd.sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
@@ -53,6 +54,7 @@ def _entry(ds: Dataset) -> hd.sr.ImageContentItem:
         name=codes.SCT.Source,
         referenced_sop_class_uid=str(ds.SOPClassUID),
         referenced_sop_instance_uid=str(ds.SOPInstanceUID),
+        referenced_frame_numbers=frame_numbers(ds),
         relationship_type=_CONTAINS,
     )
     items: list[hd.sr.ContentItem] = [

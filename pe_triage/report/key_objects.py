@@ -12,6 +12,7 @@ from pydicom.sr.codedict import codes
 from pe_triage.domain import INTENDED_USE_WORDS, NOTICE, ResultKind, ResultObject, TriageResult
 from pe_triage.report.documents import device_observer, finish_document, result_uid, stand_ins
 from pe_triage.report.settings import ReportSettings
+from pe_triage.report.source_images import frame_number
 from pe_triage.report.study import StudyContext
 from pe_triage.report.wording import headline, model_words, series_description
 
@@ -26,11 +27,13 @@ def build_key_objects(
     settings: ReportSettings,
 ) -> ResultObject:
     """Build and encode the selection; the result must have key slices."""
-    images = stand_ins([headers[key.sop_instance_uid] for key in result.key_slices], study)
+    sources = [headers[key.image_id] for key in result.key_slices]
+    images = stand_ins(sources, study)
     for image in images:
         image.Rows = image.Columns = 1  # what tells highdicom an image from another composite
     ds = hd.ko.KeyObjectSelectionDocument(
-        evidence=images,
+        # Several frames of one instance are one object.
+        evidence=list({str(image.SOPInstanceUID): image for image in images}.values()),
         content=hd.ko.KeyObjectSelection(
             document_title=codes.DCM.OfInterest,
             referenced_objects=images,
@@ -43,10 +46,14 @@ def build_key_objects(
         instance_number=1,
         manufacturer=settings.manufacturer,
     )
-    for item in ds.ContentSequence:
-        if item.ValueType == "IMAGE" and "ConceptNameCodeSequence" in item:
+    references = [item for item in ds.ContentSequence if item.ValueType == "IMAGE"]
+    for item, header in zip(references, sources, strict=True):
+        if "ConceptNameCodeSequence" in item:
             # TID 2010 gives its references no purpose; highdicom writes one.
             del item.ConceptNameCodeSequence
+        frame = frame_number(header)
+        if frame is not None:
+            item.ReferencedSOPSequence[0].ReferencedFrameNumber = frame
     ds.SeriesDescription = series_description(result, ResultKind.KEY_OBJECTS)
     return finish_document(
         ds, result=result, source=source, now=now, settings=settings,

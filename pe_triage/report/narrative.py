@@ -36,6 +36,7 @@ from pe_triage.report.headers import CHARACTER_SET, text_of
 from pe_triage.report.places import marks
 from pe_triage.report.settings import UNMARKED, ReportSettings
 from pe_triage.report.slices import position_mm
+from pe_triage.report.source_images import frame_number, frame_numbers
 from pe_triage.report.study import StudyContext
 from pe_triage.report.wording import headline, model_words, series_description
 
@@ -150,7 +151,9 @@ def _findings(
 ) -> list[hd.sr.ContentItem]:
     items = _texts(c.FINDING, _finding_lines(result))
     for number, key in enumerate(result.key_slices, start=1):
-        header = headers[key.sop_instance_uid]
+        header = headers[key.image_id]
+        frame = frame_number(header)
+        part = "" if frame is None else f", frame {frame}"
         where = f"at {position_mm(volume, key.z):.1f} mm, " if volume else ""
         items += _texts(
             c.FINDING,
@@ -158,8 +161,8 @@ def _findings(
                 [
                     f"Key slice {number} of {len(result.key_slices)}: {where}series "
                     f"{text_of(header, 'SeriesNumber') or '-'}, image "
-                    f"{text_of(header, 'InstanceNumber') or '-'}; score {key.probability:.3f}, "
-                    f"attention {key.attention:.3f}."
+                    f"{text_of(header, 'InstanceNumber') or '-'}{part}; "
+                    f"score {key.probability:.3f}, attention {key.attention:.3f}."
                 ]
             ),
         )
@@ -168,6 +171,7 @@ def _findings(
                 name=_BEST,
                 referenced_sop_class_uid=str(header.SOPClassUID),
                 referenced_sop_instance_uid=str(header.SOPInstanceUID),
+                referenced_frame_numbers=frame_numbers(header),
                 relationship_type=_CONTAINS,
             )
         )

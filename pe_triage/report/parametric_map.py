@@ -9,6 +9,7 @@ activation (130403, DCM), from 0 to 1 for each slice, without unit.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from datetime import datetime
 
 import highdicom as hd
@@ -16,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
+from pydicom.uid import CTImageStorage
 
 from pe_triage.domain import CtVolume, KeySlice, ResultKind, ResultObject, TriageResult
 from pe_triage.report import concepts as c
 from pe_triage.report.documents import finish_document, result_uid, stand_ins
 from pe_triage.report.places import has_place, heat_in_source
 from pe_triage.report.settings import ReportSettings
+from pe_triage.report.source_images import frame_number
 from pe_triage.report.study import StudyContext
 from pe_triage.report.wording import series_description
 
@@ -38,9 +41,7 @@ def mappable(
     if volume is None:
         return ()
     return tuple(
-        key
-        for key in result.key_slices
-        if has_place(key) and _fits(headers[key.sop_instance_uid], volume)
+        key for key in result.key_slices if has_place(key) and _fits(headers[key.image_id], volume)
     )
 
 
@@ -64,7 +65,9 @@ def build_parametric_map(
 ) -> ResultObject:
     """Build and encode the map of `mappable` key slices, of which there must be one."""
     keys = mappable(result, volume, headers)
-    sources = [_geometry(headers[key.sop_instance_uid], study) for key in keys]
+    # Under UIDs of its own each frame is an image to highdicom, which takes Enhanced CT only whole.
+    stands_for = {f"2.25.{n}": headers[key.image_id] for n, key in enumerate(keys, start=1)}
+    sources = [_geometry(uid, header, study) for uid, header in stands_for.items()]
     values = np.stack([_values(key, volume) for key in keys])
     ds = hd.pm.ParametricMap(
         source_images=sources,
@@ -97,6 +100,7 @@ def build_parametric_map(
     dimensions = result_uid(result, study, "parametric-map/dimensions")
     for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimensions
+    _name_sources(ds, stands_for)
     ds.SeriesDescription = series_description(result, ResultKind.PARAMETRIC_MAP)
     ds.BodyPartExamined = "CHEST"
     if str(source.get("QualityControlImage", "")) == "YES":
@@ -107,13 +111,43 @@ def build_parametric_map(
     )  # fmt: skip
 
 
+def _name_sources(ds: Dataset, stands_for: Mapping[str, Dataset]) -> None:
+    """Refer to the true images, and of multi-frame ones to the frame (PS3.3 C.7.6.16.2.6)."""
+    # highdicom uses the same items here and among the referenced instances.
+    sources = [deepcopy(item) for item in ds.get("SourceImageSequence", ())]
+    if sources:
+        ds.SourceImageSequence = list(sources)
+    for groups in ds.PerFrameFunctionalGroupsSequence:
+        for derivation in groups.get("DerivationImageSequence", ()):
+            sources += derivation.SourceImageSequence
+    for source in sources:
+        header = stands_for[str(source.ReferencedSOPInstanceUID)]
+        _refer(source, header)
+        frame = frame_number(header)
+        if frame is not None:
+            source.ReferencedFrameNumber = frame
+    for series in ds.get("ReferencedSeriesSequence", ()):
+        for instance in series.ReferencedInstanceSequence:
+            _refer(instance, stands_for[str(instance.ReferencedSOPInstanceUID)])
+        # Several frames of one instance are one object.
+        series.ReferencedInstanceSequence = list(
+            {str(i.ReferencedSOPInstanceUID): i for i in series.ReferencedInstanceSequence}.values()
+        )
+
+
+def _refer(item: Dataset, header: Dataset) -> None:
+    item.ReferencedSOPClassUID = str(header.SOPClassUID)
+    item.ReferencedSOPInstanceUID = str(header.SOPInstanceUID)
+
+
 def _values(key: KeySlice, volume: CtVolume) -> NDArray[np.float32]:
     return heat_in_source(key, volume).astype(np.float32)
 
 
-def _geometry(header: Dataset, study: StudyContext) -> Dataset:
-    """Return a source image with its geometry and UIDs, and nothing that could stop highdicom."""
+def _geometry(uid: str, header: Dataset, study: StudyContext) -> Dataset:
+    """Return a source image with its geometry, and nothing that could stop highdicom."""
     (ds,) = stand_ins([header], study)
+    ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, uid
     ds.Modality = "CT"
     for keyword in (*_GEOMETRY, "Rows", "Columns", "PositionReferenceIndicator"):
         setattr(ds, keyword, header.get(keyword))

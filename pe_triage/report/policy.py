@@ -330,6 +330,7 @@ def make_result(
     policy: TriagePolicy | None = None,
     key_slices: tuple[KeySlice, ...] = (),
     cautions: tuple[str, ...] = (),
+    frame_numbers: tuple[int | None, ...] = (),
 ) -> TriageResult:
     """Assemble the answer for an analysed study; drops what the decision forbids to show.
 
@@ -351,6 +352,7 @@ def make_result(
         prediction=None if decided.withheld else prediction,
         model=prediction.model,
         sop_instance_uids=sop_instance_uids,
+        frame_numbers=frame_numbers,
     )
 
 

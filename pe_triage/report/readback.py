@@ -22,6 +22,8 @@ from pe_triage.report import concepts as c
 _LABEL_OF_CODE = {concept.code.value: label for label, concept in c.LABEL_CONCEPTS.items()}
 _DECISION_OF_CODE = {code.value: decision for decision, code in c.PRESENCE_CODES.items()}
 _MEASUREMENTS = Code("126010", "DCM", "Imaging Measurements")
+_LIBRARY = Code("111028", "DCM", "Image Library")
+_POSITION_Z = Code("110903", "DCM", "Image Position (Patient) Z")
 
 
 def read_sr(path: Path | str) -> dict[str, Any]:
@@ -33,8 +35,8 @@ def read_sr(path: Path | str) -> dict[str, Any]:
         The keys of the `show` document that a report can know: ``study_uid``, ``state``,
         ``outcome``, ``reason``, ``priority``, ``series_uid``, ``instances``, ``run``, ``exam``,
         ``pe_probability``, ``findings``, ``slices`` (the key slices, foot to head, each with
-        ``point`` besides: column and row in the source image, and ``outline``, a list of such
-        pairs; or None), ``model``, ``results``
+        ``frame`` where the image is multi-frame, and ``point`` besides: column and row in the
+        source image, and ``outline``, a list of such pairs; or None), ``model``, ``results``
         (the report itself); and ``series_choice``, ``unlikeness`` (None where it was
         not checked), ``notice``, ``intended_use``, ``thresholds``, ``policy``,
         ``priority_code``, ``certainty_percent`` (None where the scores are not calibrated),
@@ -75,9 +77,16 @@ def _document(
     slices = [_slice(group) for group in groups.get(c.KEY_SLICE.value, [])]
     outlines = dict(_outline(group) for group in groups.get(c.HEATMAP_OUTLINE.value, []))
     for entry in slices:
-        entry["outline"] = outlines.get(entry["sop_instance_uid"])
+        entry["outline"] = outlines.get((entry["sop_instance_uid"], entry.get("frame")))
     order = {uid: index for index, uid in enumerate(_evidence(ds))}
-    slices.sort(key=lambda s: order.get(s["sop_instance_uid"], len(order)))
+    heights_mm = _heights_mm(ds)
+    slices.sort(
+        key=lambda s: (
+            order.get(s["sop_instance_uid"], len(order)),
+            # Frames of one instance: by where the image library says that they lie.
+            heights_mm.get((s["sop_instance_uid"], s.get("frame")), 0.0),
+        )
+    )
     not_evaluated = outcome is Outcome.NOT_EVALUATED
     return {
         "study_uid": str(ds.StudyInstanceUID),
@@ -233,23 +242,42 @@ def _region(group: Dataset) -> Dataset | None:
     return next((i for i in group.ContentSequence if i.ValueType == "SCOORD"), None)
 
 
-def _image_uid(holder: Dataset) -> str:
-    image = next(i for i in holder.ContentSequence if i.ValueType == "IMAGE")
-    return str(image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+def _image(holder: Dataset) -> tuple[str, int | None]:
+    """Return instance and frame of the image that a group or region names."""
+    return _named_image(next(i for i in holder.ContentSequence if i.ValueType == "IMAGE"))
 
 
-def _outline(group: Dataset) -> tuple[str, list[list[float]]]:
+def _named_image(item: Dataset) -> tuple[str, int | None]:
+    reference = item.ReferencedSOPSequence[0]
+    frame = reference.get("ReferencedFrameNumber")
+    return str(reference.ReferencedSOPInstanceUID), None if frame is None else int(frame)
+
+
+def _heights_mm(ds: Dataset) -> dict[tuple[str, int | None], float]:
+    """Return Image Position (Patient) z of each entry of the image library."""
+    found = {}
+    for library in _named(ds, _LIBRARY):
+        for group in library.get("ContentSequence") or ():
+            for entry in group.get("ContentSequence") or ():
+                if entry.ValueType == "IMAGE" and next(_named(entry, _POSITION_Z), None):
+                    found[_named_image(entry)] = _number(entry, _POSITION_Z)
+    return found
+
+
+def _outline(group: Dataset) -> tuple[tuple[str, int | None], list[list[float]]]:
     region = _region(group)
     if region is None:
         raise ValueError("an outline without coordinates")
     values = [float(v) for v in region.GraphicData]
-    return _image_uid(region), [list(pair) for pair in zip(values[::2], values[1::2], strict=True)]
+    return _image(region), [list(pair) for pair in zip(values[::2], values[1::2], strict=True)]
 
 
 def _slice(group: Dataset) -> dict[str, Any]:
     region = _region(group)
+    uid, frame = _image(group if region is None else region)
     return {
-        "sop_instance_uid": _image_uid(group if region is None else region),
+        "sop_instance_uid": uid,
+        **({} if frame is None else {"frame": frame}),
         "probability": _number(group, c.SLICE_SCORE),
         "attention": _number(group, c.ATTENTION),
         "certainty_percent": next(

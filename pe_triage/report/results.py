@@ -42,7 +42,8 @@ def build_results(
     volume
         The analysed volume; may be None where the result has no key slices.
     headers
-        Header-only data sets of the study by SOP Instance UID: at least one, and each key slice.
+        Header-only data sets of the study by `domain.image_id`: at least one, each key slice, and
+        of multi-frame instances their own besides.
     predecessors
         Structured reports of this study's earlier runs.
     now
@@ -114,8 +115,8 @@ def _check(result: TriageResult, volume: CtVolume | None, headers: Mapping[str, 
     if result.prediction is None or volume is None:
         raise PermanentError("key slices without prediction or volume")
     for key in result.key_slices:
-        if key.sop_instance_uid not in headers:
-            raise PermanentError(f"no header for key slice {key.sop_instance_uid}")
+        if key.image_id not in headers:
+            raise PermanentError(f"no header for key slice {key.image_id}")
         at = volume.sop_instance_uids[key.z] if key.z < len(volume.sop_instance_uids) else None
-        if at != key.sop_instance_uid:
-            raise PermanentError(f"key slice {key.sop_instance_uid} is not slice {key.z}")
+        if at != key.sop_instance_uid or volume.frame_of(key.z) != key.frame:
+            raise PermanentError(f"key slice {key.image_id} is not slice {key.z}")

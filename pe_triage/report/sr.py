@@ -43,13 +43,13 @@ def build_sr(
     volume
         Needed where the result has key slices: places their points in the source's pixel grid.
     headers
-        Header-only data sets by SOP Instance UID; must hold the key slices.
+        Header-only data sets by `domain.image_id`; must hold the key slices.
     source
         The header whose patient and study are copied.
     predecessors
         Reports of earlier runs, which this one supersedes (PS3.3 C.17.2.2).
     """
-    key_headers = [headers[key.sop_instance_uid] for key in result.key_slices]
+    key_headers = [headers[key.image_id] for key in result.key_slices]
     ds = hd.sr.Comprehensive3DSR(
         evidence=evidence_of(result, study, headers, source),
         content=_content(result, study, volume, key_headers, settings)[0],

@@ -30,6 +30,7 @@ from pe_triage.domain import (
 from pe_triage.report import concepts as c
 from pe_triage.report.places import has_place, source_outline, source_point, strongest
 from pe_triage.report.settings import ReportSettings
+from pe_triage.report.source_images import frame_numbers
 from pe_triage.report.study import StudyContext
 from pe_triage.report.uids import derive_uid
 
@@ -209,7 +210,7 @@ class GroupWriter:
     def _parameters(self) -> list[str]:
         """Return what else determined the answer, as ``key=value`` lines."""
         result, settings = self.result, self.settings
-        lines = [f"run={self.study.run}", f"instances={len(result.sop_instance_uids)}"]
+        lines = [f"run={self.study.run}", f"instances={len(set(result.sop_instance_uids))}"]
         if result.series_uid:
             lines.append(f"series_uid={result.series_uid}")
         if result.model:
@@ -239,6 +240,7 @@ def _region(
         source_image=hd.sr.SourceImageForRegion(
             referenced_sop_class_uid=str(header.SOPClassUID),
             referenced_sop_instance_uid=str(header.SOPInstanceUID),
+            referenced_frame_numbers=frame_numbers(header),
         ),
     )
 
@@ -251,4 +253,5 @@ def _source(ds: Dataset) -> hd.sr.SourceImageForMeasurementGroup:
     return hd.sr.SourceImageForMeasurementGroup(
         referenced_sop_class_uid=str(ds.SOPClassUID),
         referenced_sop_instance_uid=str(ds.SOPInstanceUID),
+        referenced_frame_numbers=frame_numbers(ds),
     )

@@ -74,9 +74,15 @@ class SourcePlace:
 
     series_number: str = ""
     instance_number: str = ""
+    frame_number: str = ""
+    """Of a multi-frame image."""
 
     def __str__(self) -> str:
-        parts = [("series", self.series_number), ("image", self.instance_number)]
+        parts = [
+            ("series", self.series_number),
+            ("image", self.instance_number),
+            ("frame", self.frame_number),
+        ]
         return ", ".join(f"{name} {value}" for name, value in parts if value)
 
 

@@ -18,6 +18,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -26,7 +27,8 @@ from pydicom.encaps import encapsulate
 from pe_triage.domain import ReceivedInstance
 from pe_triage.imaging.facts import read_instance
 from pe_triage.phantom import generate_study
-from tests.unit.imaging.conftest import ENCODERS
+from tests.support.enhanced import LEGACY_CONVERTED, Options, enhanced_files
+from tests.unit.imaging.conftest import ENCODERS, REVERSIBLE
 
 SIZE, SLICES, STEP_MM = 96, 52, 3.0
 COVERAGE_MM = (-110.0, -110.0 + SLICES * STEP_MM)
@@ -128,7 +130,7 @@ def numbers(text: str) -> list[float]:
 # ------------------------------------------------------------------ commands
 
 
-def chosen(slices: Sequence[Slice], where: str) -> list[int]:
+def chosen(slices: Sequence[Any], where: str) -> list[int]:
     """Indices named by ``17``, ``10..19``, ``::2``, ``all`` or several of them with commas."""
     out: list[int] = []
     for part in where.split(","):
@@ -371,13 +373,46 @@ def shuffle(slices: list[Slice], words: str) -> list[Slice]:
     return order
 
 
+@dataclass
+class Enhanced(Slice):
+    """Slices that are written as the frames of Enhanced CT instances."""
+
+    frames: list[Slice] = field(default_factory=list)
+    options: Options = field(default_factory=Options)
+    sent: str = ""
+    """Which of the instances are written; empty: all."""
+
+
+def enhanced(slices: list[Slice], words: str) -> list[Slice]:
+    """``enhanced [as legacy] [parts N] [objects N] [fragments N] [offsets no] [stated N]
+    [cut BYTES] [without Keyword,Keyword] [sent WHERE]``: the slices as frames, in their order.
+    """
+    options, sent = Options(), ""
+    for name, value in itertools.zip_longest(*[iter(words.split())] * 2, fillvalue=""):
+        if name == "as" and value == "legacy":
+            options.sop_class = LEGACY_CONVERTED
+        elif name in ("parts", "objects", "fragments", "stated"):
+            setattr(options, name, int(value))
+        elif name == "offsets":
+            options.offsets = value == "yes"
+        elif name == "cut":
+            options.cut = int(value)
+        elif name == "without":
+            options.without = tuple(value.split(","))
+        elif name == "sent":
+            sent = value
+        else:
+            raise ValueError(f"enhanced {name} {value}")
+    return [Enhanced({}, slices[0].stored, slices[0].syntax, 0, list(slices), options, sent)]
+
+
 Command = Callable[[list[Slice], str], list[Slice]]
 
 COMMANDS: dict[str, Command] = {
     "set": set_value, "drop": drop, "keep": keep, "copy": copy, "move": move, "shear": shear,
     "stretch": stretch, "orient": orient, "mirror": mirror, "hu": hu, "stored": stored,
     "dirty": dirty, "pad": pad, "native": native, "swap": swap, "foreign": foreign, "crop": crop,
-    "syntax": syntax, "cut": cut, "shuffle": shuffle,
+    "syntax": syntax, "cut": cut, "shuffle": shuffle, "enhanced": enhanced,
 }  # fmt: skip
 
 
@@ -415,6 +450,12 @@ def element(keyword: str, value: Any, explicit: bool, little: bool) -> tuple[int
     return tag, head + struct.pack(order + "I", len(data)) + data
 
 
+LOSSY_JPEG: dict[str, Callable[[NDArray[Any]], bytes]] = {
+    "1.2.840.10008.1.2.4.50": lambda a: imagecodecs.jpeg8_encode((a >> 4).astype(np.uint8)),
+    "1.2.840.10008.1.2.4.51": lambda a: imagecodecs.jpeg8_encode(a, bitspersample=12),
+}
+COMPRESSED = ENCODERS | REVERSIBLE | LOSSY_JPEG
+
 IMPLICIT_LE, EXPLICIT_BE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 
 
@@ -432,8 +473,8 @@ def encode(s: Slice) -> bytes:
     body = [element(k, v, explicit, little) for k, v in s.header.items() if k != "Pixels"]
     order = "<" if little else ">"
     head = struct.pack(order + "HH", 0x7FE0, 0x0010)
-    if s.syntax in ENCODERS:
-        stream = ENCODERS[s.syntax](np.ascontiguousarray(s.stored))
+    if s.syntax in COMPRESSED:
+        stream = COMPRESSED[s.syntax](np.ascontiguousarray(s.stored))
         stream = stream[: len(stream) // 2 * 2] if s.cut else stream
         data = encapsulate([stream[: len(stream) // 2] if s.cut else stream])
         pixels = head + b"OB\0\0" + struct.pack("<I", 0xFFFFFFFF) + data
@@ -447,12 +488,22 @@ def encode(s: Slice) -> bytes:
     return b"".join([b"\0" * 128, b"DICM", length, meta, *(e for _, e in sorted(body)), pixels])
 
 
+def files_of(s: Slice) -> list[bytes]:
+    """The Part 10 files that a slice, or the frames of Enhanced CT instances, are written as."""
+    if not isinstance(s, Enhanced):
+        return [encode(s)]
+    headers, pixels = [f.header for f in s.frames], [f.stored for f in s.frames]
+    options = replace(s.options, cut=s.options.cut or max((f.cut for f in s.frames), default=0))
+    files = enhanced_files(headers, pixels, s.syntax, options)
+    return [files[i] for i in chosen(files, s.sent or "all")]
+
+
 def write(series: Sequence[Sequence[Slice]], folder: Path) -> list[ReceivedInstance]:
     """Write every series and read the headers back, in the order of the slices."""
     received = []
-    for number, s in enumerate(itertools.chain.from_iterable(series)):
+    every = itertools.chain.from_iterable(files_of(s) for s in itertools.chain(*series))
+    for number, data in enumerate(every):
         path = folder / f"{number:04d}.dcm"
-        data = encode(s)
         path.write_bytes(data)
         record = read_instance(path)
         received.append(

@@ -189,7 +189,7 @@ def _inputs(context: MessageContext, *, with_results: bool) -> Iterable[Dataset]
         yield _reference(
             context.study.study_uid,
             result.series_uid,
-            [(sop_class, uid) for uid in result.sop_instance_uids],
+            [(sop_class, uid) for uid in dict.fromkeys(result.sop_instance_uids)],
         )
     if with_results:
         yield from _outputs(context)

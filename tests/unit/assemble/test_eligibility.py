@@ -41,7 +41,11 @@ CASES = [
     ({"slice_thickness_mm": 0.0}, "slice_thickness_missing", "missing on 200 of 200"),
     ({"modality": "MR"}, "modality", "modality is MR, not CT"),
     ({"modality": None}, "modality", "modality is missing, not CT"),
-    ({"sop_class_uid": "1.2.840.10008.5.1.4.1.1.2.1"}, "storage_class", "Enhanced CT"),
+    (
+        {"sop_class_uid": "1.2.840.10008.5.1.4.1.1.2.1", "frames_problem": "nothing described"},
+        "functional_groups",
+        "the frames of the Enhanced CT image cannot be told: nothing described",
+    ),
     ({"sop_class_uid": "1.2.840.10008.5.1.4.1.1.7"}, "storage_class", "no CT"),
     ({"number_of_frames": 12}, "multi_frame", "12 frames each"),
     ({"image_type": ("ORIGINAL", "PRIMARY", "LOCALIZER")}, "localizer", "image type LOCALIZER"),

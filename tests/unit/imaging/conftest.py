@@ -62,6 +62,11 @@ ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
     ),
     "1.2.840.10008.1.2.5": rle,
 }
+REVERSIBLE = {
+    # What may change pixels, as encoders write it that do not.
+    "1.2.840.10008.1.2.4.81": ENCODERS["1.2.840.10008.1.2.4.80"],
+    "1.2.840.10008.1.2.4.91": ENCODERS["1.2.840.10008.1.2.4.90"],
+}
 
 
 def ct_dataset(pixels: np.ndarray, **overrides: Any) -> Dataset:
