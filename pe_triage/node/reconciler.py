@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date, datetime, timedelta
@@ -167,6 +168,7 @@ class Reconciler:
             if alarm.name == TROUBLE_ALARM and (day := date.fromisoformat(alarm.subject)) >= oldest
         ]
         findings: list[Finding] = []
+        done: list[date] = []
         for day in sorted({*days, *standing}):
             try:
                 report = compare(
@@ -179,9 +181,13 @@ class Reconciler:
                     pacs=self._pacs,
                 )
             except QueryError as error:
+                # What was found before counts: its report is written and not made again. What
+                # stands of days that could not be compared goes on standing.
+                self._settle([*findings, *self._standing_but(done)], {TROUBLE_ALARM}, now)
                 self._failed(day, error, now)
-                return []
+                return done
             findings += self._keep(day, report)
+            done.append(day)
         self._failing_since = None
         self._settle(findings, RECONCILED, now)
         return days
@@ -191,12 +197,30 @@ class Reconciler:
         if now.time() < self._table.at_time:
             return []
         yesterday = now.date() - timedelta(days=1)
-        made = sorted(self._folder.glob("????-??-??.json")) if self._folder.is_dir() else []
+        # A clock that once ran ahead left a report of a day to come: it must not end the others.
+        made = [day for day in self._made() if day <= yesterday]
         if not made:
             return [yesterday]
-        last = date.fromisoformat(made[-1].stem)
-        first = max(last, yesterday - timedelta(days=CATCH_UP_DAYS))
+        first = max(made[-1], yesterday - timedelta(days=CATCH_UP_DAYS))
         return [first + timedelta(days=n) for n in range(1, (yesterday - first).days + 1)]
+
+    def _made(self) -> list[date]:
+        """Days that have a report, oldest first."""
+        names = self._folder.glob("????-??-??.json") if self._folder.is_dir() else ()
+        days = []
+        for path in names:
+            with contextlib.suppress(ValueError):
+                days.append(date.fromisoformat(path.stem))
+        return sorted(days)
+
+    def _standing_but(self, days: Collection[date]) -> list[Finding]:
+        """Alarms of trouble that stand, as findings, but for those of `days`."""
+        but = {day.isoformat() for day in days}
+        return [
+            Finding(name=a.name, subject=a.subject, message=a.message, facts=a.facts)
+            for a in self._alarms.standing()
+            if a.name == TROUBLE_ALARM and a.subject not in but
+        ]
 
     def _keep(self, day: date, report: Mapping[str, Any]) -> list[Finding]:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -239,8 +263,13 @@ class Reconciler:
 
     def last_counts(self) -> Mapping[str, int] | None:
         """Verdict to studies of the newest report; None before the first."""
-        made = sorted(self._folder.glob("????-??-??.json")) if self._folder.is_dir() else []
+        made = self._made()
         if not made:
             return None
-        counts: Mapping[str, int] = json.loads(made[-1].read_text(encoding="utf-8"))["counts"]
+        try:
+            text = (self._folder / f"{made[-1].isoformat()}.json").read_text(encoding="utf-8")
+            counts: Mapping[str, int] = json.loads(text)["counts"]
+        except (OSError, ValueError, KeyError):
+            # Cut short by a power failure: no reason to stop looking.
+            return None
         return counts

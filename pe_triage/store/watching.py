@@ -20,7 +20,7 @@ from pe_triage.watch.samples import History, RunSample, Situation, Waiting
 
 ENDED = (StudyState.DONE.value, StudyState.NOT_EVALUATED.value, StudyState.FAILED.value)
 ANSWERED = (StudyState.DONE.value, StudyState.NOT_EVALUATED.value)
-OPEN = (StudyState.RECEIVING.value, StudyState.QUEUED.value)
+ACTIVE = (StudyState.QUEUED.value, StudyState.RUNNING.value)
 REMEMBERED = 200
 """Newest runs that a moving average still remembers anything of."""
 DAY = timedelta(days=1)
@@ -96,8 +96,16 @@ class WatchStore:
 
             unanswered = one(
                 select(func.count()).where(
-                    studies.c.state.in_(OPEN),
+                    studies.c.state == StudyState.RECEIVING.value,
                     studies.c.last_image_at < now - timedelta(seconds=settings.absent_s),
+                )
+            )[0]
+            # A run that hangs, too, and one that is tried again and again for ever.
+            unanswered += one(
+                select(func.count(func.distinct(_jobs.c.study_uid))).where(
+                    _jobs.c.state.in_(ACTIVE),
+                    _jobs.c.rank < Rank.BACKFILL,
+                    _jobs.c.created_at < now - timedelta(seconds=settings.absent_s),
                 )
             )[0]
             came_at = one(select(func.max(studies.c.received_at)))[0]

@@ -237,6 +237,19 @@ def _no_answer(view: View) -> Iterator[Finding]:
     )
 
 
+def _stuck(view: View) -> Iterator[Finding]:
+    now, limit_s = view.situation, view.settings.absent_s
+    if not now.unanswered or now.since_answer_s is None or now.since_answer_s > limit_s:
+        # Where nothing is answered at all, `watch.no_answer` says so.
+        return
+    yield Finding(
+        name="watch.stuck",
+        message=f"{now.unanswered} studies have waited for their answer for more than "
+        f"{limit_s / 3600:.3g} h, though others got theirs: pe-triage studies",
+        facts={"studies": now.unanswered, "seconds": limit_s},
+    )
+
+
 def _not_indexed(view: View) -> Iterator[Finding]:
     now, limit_s = view.situation, view.settings.stalled_s
     if not now.not_indexed or now.not_indexed_s <= limit_s:
@@ -332,6 +345,7 @@ def _quarantined(view: View) -> Iterator[Finding]:
 RULES: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _constant_output,
     _no_answer,
+    _stuck,
     _not_indexed,
     _stalled,
     _undelivered,
@@ -351,6 +365,7 @@ SPACE_ALARM = "watch.space"
 NAMES: Mapping[str, str] = {
     "watch.constant_output": "the same probability to 6 digits in many studies running",
     "watch.no_answer": "studies came and none was answered",
+    "watch.stuck": "a study waits for hours, or its analysis hangs, while others are answered",
     "watch.not_indexed": "acknowledged instances do not reach the database",
     "queue.stalled": "runs wait and none ends",
     "watch.no_delivery": "a destination takes nothing while results wait for it",

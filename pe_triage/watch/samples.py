@@ -70,7 +70,8 @@ class Situation:
     Attributes
     ----------
     unanswered
-        Studies that came more than `watch.absent_s` ago and have not ended.
+        Studies that have not ended though their last image, or the order to analyse them, came more
+        than `watch.absent_s` ago; backfills do not count.
     since_answer_s
         Since a run last ended with an answer (DONE or NOT_EVALUATED); None where none ever has.
     not_indexed, not_indexed_s

@@ -137,6 +137,29 @@ def test_an_absent_output_is_noticed_the_same_day(store: StoreUnderTest, node: N
     assert node.look() == []
 
 
+def test_one_study_that_hangs_is_noticed_though_the_others_are_answered(
+    store: StoreUnderTest, node: Node
+) -> None:
+    """A worker that is stuck in a library goes on renewing its lease."""
+    store.queued_and_claimed(f"{STUDY}.1")
+    store.clock.forward(4 * 3600 + 60)
+    assert node.look() == ["watch.no_answer"]
+    store.receive(f"{STUDY}.2", 2, received_at=store.clock())
+    store.enqueue(f"{STUDY}.2")
+    job = store.claimed()
+    store.finish(job, document=EMPTY_ANSWER, destinations=())
+    assert node.look() == ["watch.stuck"]
+    # An old study that is analysed again was not forgotten for years.
+    store.clock.forward(60)
+    with store.engine.begin() as connection:
+        connection.execute(
+            update(schema.jobs).values(state="DONE").where(schema.jobs.c.state == "RUNNING")
+        )
+    digest = store.studies.manifest(f"{STUDY}.2").digest
+    assert store.queue.enqueue(f"{STUDY}.2", digest, forced=True)
+    assert node.look() == []
+
+
 def test_a_journal_that_is_not_emptied(store: StoreUnderTest, node: Node) -> None:
     node.backlog = (40, 899.0)
     assert node.look() == []
@@ -179,11 +202,12 @@ class Archive:
         self.days: dict[date, list[str]] = {}
         self.away = False
         self.asked: list[date] = []
+        self.fails: set[date] = set()
 
     def studies(
         self, first: date, _last: date, *, modality: str | None = None
     ) -> Sequence[PacsStudy]:
-        if self.away:
+        if self.away or first in self.fails:
             raise QueryUnavailableError("PACS@h:1: connection refused")
         self.asked.append(first)
         assert modality == "CT"
@@ -273,6 +297,49 @@ def test_a_study_that_never_came_stands_until_it_has(
     store.clock.now = at(3, 7)
     daily.tick()
     assert AlarmStore(store.engine).standing() == ()
+
+
+def test_a_pacs_that_falls_silent_half_way_hides_nothing(
+    store: StoreUnderTest, archive: Archive, daily: Reconciler
+) -> None:
+    """The report of the first day is written and will not be made again: its trouble is said."""
+    days = [DAY + timedelta(days=n) for n in range(3)]
+    store.clock.now = at(1, 7)
+    archive.days[days[0]] = [f"{STUDY}.1"]
+    assert daily.tick() == days[:1]
+    archive.days[days[1]] = [f"{STUDY}.2"]
+    archive.fails = {days[2]}
+    store.clock.now = at(3, 7)
+    assert daily.tick() == days[:2]
+    standing = {a.subject for a in AlarmStore(store.engine).standing()}
+    assert standing == {days[0].isoformat(), days[1].isoformat()}
+    # And where the first of all is the one that cannot be compared, the others go on standing.
+    archive.fails = set(days)
+    assert daily.tick() == []
+    assert {a.subject for a in AlarmStore(store.engine).standing()} == standing
+    archive.fails = set()
+    assert days[2] in daily.tick()
+
+
+def test_a_clock_that_ran_ahead_does_not_end_the_comparison(
+    store: StoreUnderTest, archive: Archive, daily: Reconciler
+) -> None:
+    store.clock.now = at(400, 7)
+    daily.tick()
+    (store.data_dir / "reconciliation" / "9999-99-99.json").write_text("{")
+    store.clock.now = at(1, 7)
+    assert daily.tick() == [DAY]
+    store.clock.now = at(2, 7)
+    assert daily.tick() == [DAY + timedelta(days=1)]
+
+
+def test_a_report_that_was_cut_short_stops_no_look(
+    store: StoreUnderTest, archive: Archive, daily: Reconciler
+) -> None:
+    store.clock.now = at(1, 7)
+    daily.tick()
+    (store.data_dir / "reconciliation" / f"{DAY}.json").write_text("")
+    assert daily.last_counts() is None
 
 
 def test_a_pacs_that_does_not_answer_is_an_alarm_after_an_hour(

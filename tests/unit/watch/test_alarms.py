@@ -145,6 +145,7 @@ def situations() -> list[tuple[str, Situation]]:
         ("watch.failed", Situation(failed=1)),
         ("watch.quarantine", Situation(quarantined=1)),
         ("watch.no_study", Situation(since_came_s=2 * HOUR)),
+        ("watch.stuck", Situation(unanswered=1, since_answer_s=60)),
     ]
 
 
@@ -156,7 +157,6 @@ def test_a_planted_fault_of_the_node_is_noticed(name: str, situation: Situation)
 @pytest.mark.parametrize(
     "situation",
     [
-        Situation(unanswered=4, since_answer_s=HOUR),
         Situation(unanswered=0, since_answer_s=50 * HOUR),
         Situation(queued=900, longest_wait_s=9000, since_ended_s=20),
         Situation(queued=2, longest_wait_s=100, since_ended_s=90 * HOUR),
