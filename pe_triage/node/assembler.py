@@ -241,6 +241,10 @@ class Assembler:
         if missing == 0 and open_associations:
             # The PACS may be filled by the same hand at this very moment.
             missing = None
+        more_series = set(expectation.series or ()) - judged.held.keys()
+        if missing == 0 and more_series and not any(s.verdict.eligible for s in judged.series):
+            # A localizer that has come whole says nothing of the chest that is to follow.
+            missing = None
         expected = None if missing is None else study.instances + missing
         decision = judge_completeness(
             Progress(

@@ -128,3 +128,23 @@ def test_a_journal_that_lags_is_no_clock_that_was_set_back(engine: Engine) -> No
     world.end(association)
     pass_s(world, 3)
     assert signs(world) == ["released_and_contiguous"]
+
+
+def test_a_localizer_that_is_whole_does_not_end_its_study(engine: Engine) -> None:
+    """The PACS has the chest already; here it is on its way."""
+    world = world_of(engine, pacs=FULL)
+    association = sender(world)
+    world.arrive(association, image(UID, SLICES))
+    world.end(association)
+    pass_s(world, 2.5)
+    assert world.expectations.step()
+    pass_s(world, 30)
+    assert signs(world) == []
+    later = Association(2, "CT1", [], AssociationEvent.ABORTED)
+    world.open(later)
+    bring(world, later)
+    world.end(later)
+    pass_s(world, 2.5)
+    assert world.expectations.step()
+    pass_s(world, 1)
+    assert signs(world) == ["expected_count"]
