@@ -35,7 +35,7 @@ def retention(
         "refused_below_mb": settings.min_free_mb,
         "low_free_mb": marks.low >> 20,
         "target_free_mb": marks.target >> 20,
-        "images_mb": kept.size_bytes >> 20,
+        "images_mb": store.held_bytes() >> 20,
         "studies": kept.studies,
         "kept": {
             "active": kept.active,

@@ -27,6 +27,8 @@ EVERY_S = 30.0
 """How often it is looked."""
 BUDGET_S = 10.0
 """Time of one look: a stopping node waits for it, and what is left is for the next."""
+RESULTS_EVERY_S = 3600.0
+"""How often results are looked for that are old enough: every run ever made is looked at."""
 AT_ONCE = 50
 """Candidates read from the database at once."""
 
@@ -94,6 +96,7 @@ class Retention:
         self._remind_s = remind_s
         self._free = free
         self._budget_s = budget_s
+        self._results_at_s = float("-inf")
         self._log = get_logger()
 
     def tick(self) -> Removed:
@@ -124,7 +127,8 @@ class Retention:
             if days:
                 before = self._before(days * DAY_S)
                 studies += sum(self._images(before, Why.AGE, states, until_s))
-        if self._table.results_days:
+        if self._table.results_days and until_s - self._results_at_s >= RESULTS_EVERY_S:
+            self._results_at_s = until_s
             before = self._before(self._table.results_days * DAY_S)
             runs = sum(self._results_of(before, Why.AGE, until_s))
         return studies, runs

@@ -75,7 +75,6 @@ class Kept:
     """How many studies hold files, by what keeps them, for people."""
 
     studies: int
-    size_bytes: int
     active: int
     """Still received, queued or analysed."""
     undelivered: int
@@ -429,6 +428,14 @@ class RetentionStore:
 
     # ---------------------------------------------------------------- for people
 
+    def held_bytes(self) -> int:
+        """Size of all images that are here, as received; reads a row for each of them."""
+        statement = select(func.coalesce(func.sum(_instances.c.size_bytes), 0)).where(
+            _instances.c.removed_at.is_(None)
+        )
+        with read(self._engine) as connection:
+            return int(connection.execute(statement).scalar_one())
+
     def kept(self) -> Kept:
         """What holds files here, and what keeps them; a study counts once, by the first reason."""
         word = case(
@@ -439,18 +446,13 @@ class RetentionStore:
             else_="free",
         )
         reasons = select(word.label("word")).where(_studies.c.held > 0).subquery()
-        size = select(func.coalesce(func.sum(_instances.c.size_bytes), 0)).where(
-            _instances.c.removed_at.is_(None)
-        )
         with read(self._engine) as connection:
             rows: Any = connection.execute(
                 select(reasons.c.word, func.count().label("n")).group_by(reasons.c.word)
             )
             counts = {row.word: int(row.n) for row in rows}
-            size_bytes = int(connection.execute(size).scalar_one())
         return Kept(
             studies=sum(counts.values()),
-            size_bytes=size_bytes,
             active=counts.get("active", 0),
             undelivered=counts.get("undelivered", 0),
             in_doubt=counts.get("in_doubt", 0),

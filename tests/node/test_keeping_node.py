@@ -52,6 +52,7 @@ def test_refused_while_space_is_low_and_taken_again_by_itself(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_removed_backed_up_killed_and_restored(
     new_study: NewStudy, tiny_bundle: Path, store_scp: StoreScp, tmp_path: Path
 ) -> None:
@@ -63,20 +64,24 @@ def test_removed_backed_up_killed_and_restored(
     )
     data_dir = tmp_path / "node"
     where = ("--data-dir", data_dir, "--config", config)
-    node = RunningNode(data_dir, *flags)
+    node = RunningNode(data_dir, *flags, start=False)
     try:
+        node.start(180)
         first, files = new_study(ProtocolName="CTPA STAT")
         storescu(node, files)
-        doc = node.wait_ended(first)
+        doc = node.wait_ended(first, timeout_s=300)
         assert node.events("study.complete")[0]["place"] == "STAT"
 
         def emptied() -> dict[str, Any] | None:
             now = node.show(first)
             return now if now is not None and now["instances_held"] == 0 else None
 
-        doc = wait_for(emptied, 90, "its images go")
+        doc = wait_for(emptied, 180, "its images go")
         assert (doc["state"], doc["run"]) == ("DONE", 1)
-        assert not list((data_dir / "spool" / "studies").rglob("*.dcm"))
+        # The row first, then the files.
+        wait_for(
+            lambda: not list((data_dir / "spool" / "studies").rglob("*.dcm")), 60, "its files go"
+        )
         table = pe_triage("studies", *where).stdout
         assert "no longer held" in table
         refused = pe_triage("reprocess", first, *where)
@@ -97,8 +102,8 @@ def test_removed_backed_up_killed_and_restored(
         again = pe_triage("restore", tmp_path / "backup", *where)
         assert again.returncode == 2
         config.write_text(SETTINGS.format(days=30), encoding="utf-8")
-        node.start()
-        doc = node.wait_ended(second)
+        node.start(180)
+        doc = node.wait_ended(second, timeout_s=300)
         assert doc["state"] == "DONE"
         assert doc["instances"] == len(more)
         # What was there before is there, and what was removed may come again.
