@@ -20,10 +20,11 @@ from pydicom.dataelem import DataElement
 
 from pe_triage.deliver.find_scu import PacsStudy
 from pe_triage.domain import InstanceRole
-from pe_triage.errors import InputError, QueryError, QueryRefusedError
+from pe_triage.errors import PeTriageError, QueryUnavailableError
 from pe_triage.identity import comparable
 from pe_triage.logs import get_logger
 from pe_triage.node.pacs_identity import Person, person_in
+from pe_triage.store.engine import StoreUnavailableError
 from pe_triage.store.studies import CorrectedPatient, StudyStore
 
 HEADER_TAGS = (
@@ -97,6 +98,11 @@ class Corrections:
         ----------
         proven
             Ask for the proof that it is the same study; a person may answer for it instead.
+
+        Raises
+        ------
+        StoreUnavailableError
+            Nothing was changed, or the same call may be made again.
         """
         log = get_logger(study_uid=study_uid)
         try:
@@ -104,12 +110,14 @@ class Corrections:
             if patient is None:
                 return Remade.REFUSED, why_not
             run = self.correct(study_uid, patient, by_person=by_person)
-        except QueryRefusedError as error:
-            return Remade.REFUSED, error.message
-        except QueryError as error:
+        except StoreUnavailableError:
+            raise
+        except QueryUnavailableError as error:
             return Remade.UNAVAILABLE, error.message
-        except InputError as error:
-            return Remade.REFUSED, str(error)
+        except PeTriageError as error:
+            return Remade.REFUSED, " ".join(str(error).split())
+        except Exception as error:  # noqa: BLE001 - one study must not stop a whole destination
+            return Remade.REFUSED, f"the proof cannot be made: {type(error).__name__}"
         log.warning("study.patient_corrected", run=run, by_person=by_person)
         return Remade.DONE, "made again" if run is None else f"made again as run {run}"
 

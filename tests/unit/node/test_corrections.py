@@ -165,6 +165,30 @@ def test_a_pacs_that_does_not_answer(tmp_path: Path, error: Exception, done: Rem
     )
 
 
+def test_an_image_that_is_gone_parks_one_study_and_stops_no_destination(tmp_path: Path) -> None:
+    pacs = Pacs([entry()], IMAGES)
+    pacs.fails = AttributeError("planted")
+    assert follow(tmp_path, pacs)[:2] == (
+        Remade.REFUSED,
+        "the proof cannot be made: AttributeError",
+    )
+    rows = [
+        SimpleNamespace(
+            role=InstanceRole.IMAGE, path=Path("gone"), series_uid="1", sop_instance_uid="1.1"
+        )
+    ]
+    corrections = Corrections(
+        archive=Pacs([entry()], IMAGES),
+        studies=SimpleNamespace(instances=lambda _uid: rows),  # type: ignore[arg-type]
+        data_dir=tmp_path,
+        correct=lambda *_a, **_k: 1,
+    )
+    assert corrections.follow(UID) == (
+        Remade.REFUSED,
+        "the proof cannot be made: FileNotFoundError",
+    )
+
+
 def test_results_name_the_corrected_patient_and_nothing_of_the_former(tmp_path: Path) -> None:
     (path,) = tiny_ct(
         tmp_path,

@@ -15,6 +15,7 @@ import pytest
 from pe_triage.deliver.statuses import Verdict
 from pe_triage.deliver.store_scu import DicomSender, Sent
 from pe_triage.domain import Delivery, DeliveryState, Destination, PatientIdentity, ResultKind
+from pe_triage.node.corrections import Remade
 from pe_triage.node.deliverer import Deliverer
 from pe_triage.node.pacs_identity import Agreement, Person
 from pe_triage.phantom import generate_study, to_datasets
@@ -184,3 +185,31 @@ def test_the_sender_too_answers_for_each_object(items: list[Delivery]) -> None:
     outcomes = dict(sender.send(Destination(aet="NOBODY", host="127.0.0.1", port=1), items))
     assert outcomes[0].verdict is Verdict.PARK
     assert {outcomes[i.delivery_id].verdict for i in items[1:]} == {Verdict.RETRY}
+
+
+@pytest.mark.parametrize(
+    ("done", "state", "words"),
+    [
+        (Remade.DONE, None, None),
+        (Remade.REFUSED, DeliveryState.PARKED, "words; why not"),
+        (Remade.UNAVAILABLE, DeliveryState.PENDING, "waits: why not"),
+    ],
+)
+def test_a_correction_is_followed_parked_or_waited_for(
+    items: list[Delivery], done: Remade, state: DeliveryState | None, words: str | None
+) -> None:
+    asked: list[str] = []
+
+    def follow(study_uid: str) -> tuple[Remade, str]:
+        asked.append(study_uid)
+        return done, "why not"
+
+    outbox, sent = run(
+        items[:1],
+        patient_of(items),
+        pacs_identity=FakePacs(Agreement.OTHER),
+        follow=follow,
+    )
+    assert sent == [], "whatever comes of it, this one does not leave now"
+    assert asked == [items[0].study_uid]
+    assert outbox.marks.get(0) == (None if state is None else (state, words))
