@@ -14,6 +14,7 @@ from pe_triage.config import Settings
 from pe_triage.errors import InputError
 from pe_triage.logs import get_logger
 from pe_triage.receive.spool import Spool
+from pe_triage.retention import DAY_S
 from pe_triage.startup import hold_data_dir, prepare_database
 from pe_triage.store.backup import restore_database
 from pe_triage.store.engine import open_engine
@@ -64,6 +65,14 @@ def restore_node(settings: Settings, backup: Path | None) -> Settled:
             engine.dispose()
 
 
+def retention_store(
+    settings: Settings, engine: Engine, clock: Callable[[], datetime]
+) -> RetentionStore:
+    """What may be removed, by the rules of the database."""
+    limit_s = settings.retention.uncommitted_days * DAY_S
+    return RetentionStore(engine, clock=clock, commit_limit_s=limit_s or None)
+
+
 def retention(
     settings: Settings,
     engine: Engine,
@@ -78,7 +87,7 @@ def retention(
     if not settings.routes:
         table = table.model_copy(update={"enabled": False})
     return Retention(
-        store=RetentionStore(engine, clock=clock),
+        store=retention_store(settings, engine, clock),
         spool=spool,
         data_dir=settings.data_dir,
         table=table,

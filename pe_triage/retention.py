@@ -41,6 +41,11 @@ class RetentionTable(BaseModel):
         default=365.0,
         description="Days after which result files go, the SR excepted; 0: never by age.",
     )
+    uncommitted_days: Days = Field(
+        default=0.0,
+        description="Days after delivery for which files wait for an archive that was asked to "
+        "commit to the result; 0: until it has committed.",
+    )
     settle_h: Annotated[float, Field(ge=0)] = Field(
         default=1.0,
         description="Hours for which nothing of a study has happened before it may lose anything.",

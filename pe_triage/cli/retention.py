@@ -20,12 +20,12 @@ def retention(
     """Say how much is held, how much space is free, and what keeps files from being removed."""
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     from pe_triage.app import open_existing_database, utc_now
+    from pe_triage.keeping import retention_store
     from pe_triage.node.retention import free_bytes
     from pe_triage.retention import DAY_S, HOUR_S
-    from pe_triage.store.retention import RetentionStore
 
     table, marks = settings.retention, settings.space_marks
-    store = RetentionStore(open_existing_database(settings))
+    store = retention_store(settings, open_existing_database(settings), utc_now)
     kept = store.kept()
     settled = utc_now() - timedelta(hours=table.settle_h)
     aged = utc_now() - timedelta(seconds=max(table.images_days * DAY_S, table.settle_h * HOUR_S))

@@ -262,12 +262,18 @@ class Retention:
         findings = []
         if free < self._marks.low:
             kept = self._store.kept()
+            off = (
+                ""
+                if self._table.enabled
+                else " (nothing is removed: retention is off, or results are sent nowhere)"
+            )
             findings.append(
                 Finding(
                     name=SPACE_ALARM,
                     message=f"{free >> 20} MiB are free, below {self._marks.low >> 20}, and "
                     f"nothing more can be removed: {kept.undelivered} studies are not delivered, "
-                    f"{kept.in_doubt} in doubt, {kept.failed} failed; see pe-triage retention",
+                    f"{kept.in_doubt} in doubt, {kept.failed} failed{off}; see "
+                    "pe-triage retention",
                     facts={"free_mb": free >> 20, "low_mb": self._marks.low >> 20},
                 )
             )

@@ -21,24 +21,21 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    FromClause,
     and_,
     case,
     exists,
     func,
-    literal,
-    or_,
     select,
     update,
 )
 
-from pe_triage.domain import DeliveryState, InstanceRole, ResultKind, StudyState
+from pe_triage.domain import InstanceRole, ResultKind, StudyState
 from pe_triage.errors import StudyNotFoundError
 from pe_triage.store import schema
 from pe_triage.store.engine import read, write
 from pe_triage.store.jobs import utc_now
-from pe_triage.store.runs import ACTIVE, lock_study
-from pe_triage.store.schema import QuarantineState
+from pe_triage.store.keeping_rules import has_undelivered, is_active, is_in_doubt, settled
+from pe_triage.store.runs import lock_study
 
 ANSWERED = (StudyState.DONE, StudyState.NOT_EVALUATED)
 """What can go at all once it is delivered; FAILED goes by an age of its own."""
@@ -47,7 +44,7 @@ KEPT_KINDS = (ResultKind.SR.value,)
 """Never deleted: a later run's report names it as its predecessor, and it is small."""
 
 _studies, _instances, _jobs = schema.studies, schema.instances, schema.jobs
-_results, _deliveries = schema.results, schema.deliveries
+_results = schema.results
 
 
 class Why(StrEnum):
@@ -84,83 +81,6 @@ class Kept:
     failed: int
 
 
-def _unsettled(deliveries: FromClause, jobs: FromClause) -> ColumnElement[bool]:
-    """A delivery that is somebody's task still; both tables are joined by the caller.
-
-    This is where storage commitment comes in: a result that an archive was asked to commit to is
-    not delivered before it has.
-    """
-    state = deliveries.c.state
-    # What a newer answer took the place of is no one's task.
-    parked = and_(state == DeliveryState.PARKED.value, jobs.c.superseded.is_(False))
-    uncommitted = and_(
-        state.in_([DeliveryState.SENT.value, DeliveryState.WARNING.value]),
-        deliveries.c.commit_since.is_not(None),
-    )
-    return or_(
-        state == DeliveryState.PENDING.value,
-        and_(or_(parked, uncommitted), deliveries.c.abandoned_at.is_(None)),
-    )
-
-
-def _has_undelivered() -> ColumnElement[bool]:
-    # Aliases everywhere: these conditions also stand in statements that name the same tables.
-    table, job = _deliveries.alias("owed"), _jobs.alias("owing")
-    return (
-        select(literal(1))
-        .select_from(table.join(job, table.c.job_id == job.c.job_id))
-        .where(job.c.study_uid == _studies.c.study_uid, _unsettled(table, job))
-        .correlate(_studies)
-        .exists()
-    )
-
-
-def _is_in_doubt() -> ColumnElement[bool]:
-    table = schema.quarantine
-    return or_(
-        _studies.c.quarantine_reason.is_not(None),
-        _studies.c.state == StudyState.QUARANTINED.value,
-        select(literal(1))
-        .select_from(table)
-        .where(
-            table.c.study_uid == _studies.c.study_uid,
-            table.c.state == QuarantineState.HELD.value,
-        )
-        .correlate(_studies)
-        .exists(),
-    )
-
-
-def _is_active() -> ColumnElement[bool]:
-    return or_(
-        _studies.c.state.in_([StudyState.RECEIVING.value, StudyState.QUEUED.value]),
-        _has_job(lambda job: job.c.state.in_(ACTIVE)),
-    )
-
-
-def _has_job(which: Callable[[FromClause], ColumnElement[bool]]) -> ColumnElement[bool]:
-    job = _jobs.alias("other_run")
-    return (
-        select(literal(1))
-        .select_from(job)
-        .where(job.c.study_uid == _studies.c.study_uid, which(job))
-        .correlate(_studies)
-        .exists()
-    )
-
-
-def _settled(before: datetime, states: Collection[StudyState]) -> ColumnElement[bool]:
-    """Studies that may lose files: nothing came, ended or is owed since `before`."""
-    return and_(
-        _studies.c.state.in_([state.value for state in states]),
-        _studies.c.last_activity_at < before,
-        ~_has_job(lambda job: job.c.completed_at >= before),
-        ~_is_active(),
-        ~_is_in_doubt(),
-        ~_has_undelivered(),
-    )
-
-
 class RetentionStore:
     """Claims files for deletion, and closes the claims.
 
@@ -170,11 +90,23 @@ class RetentionStore:
         From `engine.open_engine`.
     clock
         For the times of removals.
+    commit_limit_s
+        So long a commitment is waited for, after the delivery; None: for ever.
     """
 
-    def __init__(self, engine: Engine, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        commit_limit_s: float | None = None,
+    ) -> None:
         self._engine = engine
         self._clock = clock
+        self._commit_limit_s = commit_limit_s
+
+    def _settled(self, before: datetime, states: Collection[StudyState]) -> ColumnElement[bool]:
+        return settled(before, states, self._commit_limit_s)
 
     # ---------------------------------------------------------------- images
 
@@ -192,7 +124,7 @@ class RetentionStore:
         """
         statement = (
             select(_studies.c.study_uid)
-            .where(_studies.c.held > 0, _settled(before, states))
+            .where(_studies.c.held > 0, self._settled(before, states))
             .order_by(_studies.c.last_activity_at, _studies.c.study_uid)
             .limit(limit)
         )
@@ -201,7 +133,7 @@ class RetentionStore:
 
     def count(self, before: datetime, *, states: Collection[StudyState] = ANSWERED) -> int:
         """How many studies `removable` would name in the end."""
-        statement = select(func.count()).where(_studies.c.held > 0, _settled(before, states))
+        statement = select(func.count()).where(_studies.c.held > 0, self._settled(before, states))
         with read(self._engine) as connection:
             return int(connection.execute(statement).scalar_one())
 
@@ -229,7 +161,7 @@ class RetentionStore:
                 select(_studies.c.study_uid).where(
                     _studies.c.study_uid == study_uid,
                     _studies.c.held > 0,
-                    _settled(before, states),
+                    self._settled(before, states),
                 )
             ).one_or_none()
             if may is None:
@@ -348,7 +280,7 @@ class RetentionStore:
         statement = (
             select(_jobs.c.job_id)
             .join(_studies, _jobs.c.study_uid == _studies.c.study_uid)
-            .where(_jobs.c.completed_at < before, files, _settled(before, ANSWERED))
+            .where(_jobs.c.completed_at < before, files, self._settled(before, ANSWERED))
             .order_by(_jobs.c.completed_at, _jobs.c.job_id)
             .limit(limit)
         )
@@ -373,7 +305,7 @@ class RetentionStore:
             lock_study(connection, study_uid)
             may = connection.execute(
                 select(_studies.c.study_uid).where(
-                    _studies.c.study_uid == study_uid, _settled(before, ANSWERED)
+                    _studies.c.study_uid == study_uid, self._settled(before, ANSWERED)
                 )
             ).one_or_none()
             if may is None:
@@ -439,9 +371,9 @@ class RetentionStore:
     def kept(self) -> Kept:
         """What holds files here, and what keeps them; a study counts once, by the first reason."""
         word = case(
-            (_is_active(), "active"),
-            (_is_in_doubt(), "in_doubt"),
-            (_has_undelivered(), "undelivered"),
+            (is_active(), "active"),
+            (is_in_doubt(), "in_doubt"),
+            (has_undelivered(self._commit_limit_s), "undelivered"),
             (_studies.c.state == StudyState.FAILED.value, "failed"),
             else_="free",
         )

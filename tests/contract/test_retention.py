@@ -23,6 +23,7 @@ from pe_triage.store import schema
 from pe_triage.store.abandoning import abandon
 from pe_triage.store.alarms import AlarmStore
 from pe_triage.store.documents import show
+from pe_triage.store.engine import db_now
 from pe_triage.store.recording import RecordStatus
 from pe_triage.store.retention import RetentionStore, Why
 from pe_triage.store.runs import NOT_HELD
@@ -263,6 +264,18 @@ def test_a_person_may_give_a_destination_up(house: House) -> None:
         house.store.engine, destination=None, study_uid=STUDY, at=house.store.clock.now, **decision
     )
     assert house.retention().tick().studies == 1
+
+
+def test_the_sites_limit_ends_the_wait_for_a_commitment(house: House) -> None:
+    house.answered()
+    with house.store.engine.begin() as connection:
+        connection.execute(update(schema.deliveries).values(commit_since=db_now() - 3 * DAY))
+    house.store.clock.forward(31 * DAY)
+    for limit_s, removed in ((None, 0), (4 * DAY, 0), (2 * DAY, 1)):
+        house.kept = RetentionStore(
+            house.store.engine, clock=house.store.clock, commit_limit_s=limit_s
+        )
+        assert house.retention().tick().studies == removed
 
 
 def test_off_is_off(house: House) -> None:
