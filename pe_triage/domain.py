@@ -602,6 +602,12 @@ class VolumeMeasures:
         Largest step between neighbouring slices, over the usual one near by.
     blank_slices, saturated_slices
         Slices that show no body; slices of which a large part is at the upper end of the scale.
+    doubling, unevenness
+        Signs of motion (see `imaging.motion`): repeated outlines in the lungs, and slices that
+        advance unevenly; None where they cannot be measured.
+    strangeness, strangest
+        How far the figure furthest from a usual chest's lies from it, in usual spreads, and which
+        one it is (see `imaging.typical`).
     unlikeness
         How far the network's view of the images lies from the exams that its bundle was calibrated
         on, in units of the bundle's limit; None before it looked, or where the bundle cannot tell.
@@ -617,4 +623,8 @@ class VolumeMeasures:
     slice_jump: float | None = None
     blank_slices: int = 0
     saturated_slices: int = 0
+    doubling: float | None = None
+    unevenness: float | None = None
+    strangeness: float | None = None
+    strangest: str = ""
     unlikeness: float | None = None

@@ -263,6 +263,26 @@ ADVICE: Mapping[str, Advice] = MappingProxyType({
         "INDETERMINATE; a positive one stays and says so.",
         do="Read as usual. Key: `max_noise_hu`.",
     ),
+    "uneven": Advice(
+        why="Breathing or another motion during the scan moved organs along the body: parts of it "
+        "are imaged twice or not at all. A negative answer becomes INDETERMINATE; a positive one "
+        "stays and says so.",
+        do="Read as usual, and look at a coronal reformat for steps. Key: `max_unevenness`.",
+    ),
+    "doubled": Advice(
+        why="Vessels in the lungs have a second outline, as after motion within a slice. Asked "
+        "only where the site sets a limit. A negative answer becomes INDETERMINATE; a positive one "
+        "stays and says so.",
+        do="Read as usual. Key: `max_doubling`.",
+    ),
+    "strange": Advice(
+        why="The pixels are not made as those of a chest in a CTPA; the reason names the figure "
+        "that is furthest off. A negative answer becomes INDETERMINATE; a positive one stays and "
+        "says so.",
+        do="Look at the series in a viewer: flipped, inverted or rescaled pixels, another part of "
+        "the body, metal. If it is sound there and comes often, raise `max_strangeness` after "
+        "trying it with `--explain`.",
+    ),
     "unlike": Advice(
         why="The network sees these images otherwise than those its bundle was calibrated on, so "
         "its figures do not speak of them. A negative answer becomes INDETERMINATE; a positive one "

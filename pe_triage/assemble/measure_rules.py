@@ -159,6 +159,24 @@ def _noise(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
     return {"found": m.noise_hu}
 
 
+def _uneven(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    if m.unevenness is None or m.unevenness <= rules.max_unevenness:
+        return None
+    return {"found": m.unevenness}
+
+
+def _doubled(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    if not rules.max_doubling or m.doubling is None or m.doubling <= rules.max_doubling:
+        return None
+    return {"found": m.doubling}
+
+
+def _strange(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    if m.strangeness is None or m.strangeness <= rules.max_strangeness:
+        return None
+    return {"found": m.strangeness, "which": m.strangest}
+
+
 def _unlike(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
     if m.unlikeness is None or m.unlikeness <= rules.max_unlikeness:
         return None
@@ -176,6 +194,24 @@ CAUTION_RULES: tuple[MeasureRule, ...] = (
         name="noise",
         refuses=_noise,
         words="noisy images: standard deviation {found:.0f} HU > {rules.max_noise_hu:.0f} HU",
+    ),
+    MeasureRule(
+        name="uneven",
+        refuses=_uneven,
+        words="motion along the body: the slices advance unevenly, by {found:.2f} of the usual "
+        "step (> {rules.max_unevenness:.2f})",
+    ),
+    MeasureRule(
+        name="doubled",
+        refuses=_doubled,
+        words="motion: outlines in the lungs are repeated, {found:.3f} "
+        "(> {rules.max_doubling:.3f})",
+    ),
+    MeasureRule(
+        name="strange",
+        refuses=_strange,
+        words="not made as a chest usually is: {which} ({found:.1f} usual spreads away, > "
+        "{rules.max_strangeness:.1f})",
     ),
     MeasureRule(
         name="unlike",

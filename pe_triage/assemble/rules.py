@@ -66,6 +66,12 @@ class EligibilityRules:
         Of two equally suitable acquisitions the one whose vessels are brighter by this is taken.
     good_vessel_hu, max_noise_hu
         Beyond these a series is analysed, but a negative answer becomes indeterminate.
+    max_unevenness
+        The same for slices that advance unevenly through the body, as in breathing.
+    max_doubling
+        The same for repeated outlines in the lungs; 0: not asked (docs/quality.md says why).
+    max_strangeness
+        The same for a figure of the chest's make-up that lies so many spreads from the usual.
     max_unlikeness
         The same for exams that the network sees otherwise than those its bundle was calibrated on,
         in units of the bundle's own limit; asked only where the bundle holds a reference.
@@ -101,6 +107,9 @@ class EligibilityRules:
     tie_contrast_hu: float = 100.0
     good_vessel_hu: float = 150.0
     max_noise_hu: float = 60.0
+    max_unevenness: float = 0.12
+    max_doubling: float = 0.0
+    max_strangeness: float = 6.0
     max_unlikeness: float = 1.0
 
     @staticmethod

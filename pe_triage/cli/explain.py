@@ -19,6 +19,9 @@ MEASURED: tuple[tuple[str, str, str], ...] = (
     ("noise_hu", "noise", "{:.0f} HU"),
     ("lung_extent_mm", "lung over", "{:.0f} mm"),
     ("slice_jump", "slice jump", "{:.1f}"),
+    ("unevenness", "unevenness", "{:.2f}"),
+    ("doubling", "doubling", "{:.3f}"),
+    ("strangeness", "strangeness", "{:.1f}"),
 )
 """Which measures are printed, under which words."""
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pe_triage.domain import CtVolume, VolumeMeasures
+from pe_triage.imaging.motion import motion_signs
 from pe_triage.imaging.quality import (
     blank_slices,
     noise_and_grain,
@@ -21,6 +22,7 @@ from pe_triage.imaging.quality import (
     slice_jump,
     soft_tissue_hu,
 )
+from pe_triage.imaging.typical import chest_figures, strangeness
 
 NOMINAL_AIR_HU = -1000.0
 DENSE_HU = -100.0
@@ -65,6 +67,7 @@ def measure_volume(volume: CtVolume) -> VolumeMeasures:
         airways = _airways_hu(coarse)
         air_hu = air_hu if airways is None else airways
     noise_hu, grain = noise_and_grain(volume)
+    doubling, unevenness = motion_signs(volume)
     common = VolumeMeasures(
         air_hu=air_hu,
         vessel_hu=None,
@@ -76,6 +79,8 @@ def measure_volume(volume: CtVolume) -> VolumeMeasures:
         slice_jump=slice_jump(volume),
         blank_slices=blank_slices(volume),
         saturated_slices=saturated_slices(volume),
+        doubling=doubling,
+        unevenness=unevenness,
     )
     dense, lung = _body_and_lung(coarse, NOMINAL_AIR_HU if air_hu is None else air_hu)
     if not lung.any():
@@ -89,13 +94,23 @@ def measure_volume(volume: CtVolume) -> VolumeMeasures:
     if not with_lung.any():
         return replace(common, air_hu=air_hu)
     inside = (dense | lung)[with_lung].sum()
+    strangest = strangeness(chest_figures(coarse.hu_zyx, dense, lung, coarse.spacing_mm))
     return replace(
         common,
         air_hu=air_hu,
         vessel_hu=_vessel_hu(coarse, lung, with_lung),
         lung_fraction=float(lung[with_lung].sum() / max(1, inside)),
         lung_extent_mm=float(with_lung.sum() * coarse.spacing_mm[0]),
+        strangeness=None if strangest is None else strangest.spreads,
+        strangest="" if strangest is None else strangest.words,
     )
+
+
+def figures_of(volume: CtVolume) -> dict[str, float]:
+    """Return the figures of `typical` of a volume whose scale is right."""
+    coarse = _coarsen(volume)
+    dense, lung = _body_and_lung(coarse, NOMINAL_AIR_HU)
+    return chest_figures(coarse.hu_zyx, dense, lung, coarse.spacing_mm)
 
 
 def _coarsen(volume: CtVolume) -> _Coarse:
