@@ -28,10 +28,21 @@ __all__ = [
 ]
 
 
+PROVISIONAL = frozenset(
+    {"concatenation", "slices", "gap", "unequal_spacing", "slice_spacing", "unimaged", "coverage"}
+)
+"""Rules that images which are still to come may satisfy."""
+
+
 def judge_series(
-    instances: Sequence[ReceivedInstance], rules: EligibilityRules
+    instances: Sequence[ReceivedInstance], rules: EligibilityRules, *, so_far: bool = False
 ) -> EligibilityVerdict:
     """Judge one series by the headers of all its instances, whatever their order.
+
+    Parameters
+    ----------
+    so_far
+        More images may come: leave the `PROVISIONAL` rules out.
 
     Raises
     ------
@@ -42,7 +53,7 @@ def judge_series(
         raise ValueError("the instances of exactly one series were expected")
     ordered = tuple(sorted(images_of(instances), key=by_image))
     view = SeriesView(instances=ordered, stack=analyse_stack(ordered))
-    refusal = _refusal(view, rules)
+    refusal = _refusal(view, rules, PROVISIONAL if so_far else frozenset())
     merits = merits_of(view, rules)
     return EligibilityVerdict(
         series_uid=ordered[0].series_uid,
@@ -57,11 +68,15 @@ def judge_series(
     )
 
 
-def _refusal(view: SeriesView, rules: EligibilityRules) -> tuple[str, str] | None:
+def _refusal(
+    view: SeriesView, rules: EligibilityRules, left_out: frozenset[str]
+) -> tuple[str, str] | None:
     for rule in SERIES_RULES:
         found = rule.refuses(view, rules)
         if found is not None:
             name = str(found.get("rule", rule.name))
+            if name in left_out:
+                continue
             return name, rule.words.format(rules=rules, **found)
     return None
 

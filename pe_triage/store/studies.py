@@ -178,17 +178,22 @@ def instance_rows(
     run
         Only those that this run is about; None: all that are held now.
     """
+    mine = schema.instances.c.study_uid == study_uid
+    if run is None:
+        return instances_where(connection, mine)
+    return _subject(instances_where(connection, mine & (schema.instances.c.run <= run)))
+
+
+def instances_where(connection: Connection, which: ColumnElement[bool]) -> list[StoredInstance]:
+    """Instances whose files are here and that `which` names, by their SOP Instance UIDs."""
     table, studies = schema.instances, schema.studies
     statement = (
         select(table, studies.c.patient_id, studies.c.issuer)
         .join(studies, table.c.study_uid == studies.c.study_uid)
-        .where(table.c.study_uid == study_uid, table.c.removed_at.is_(None))
+        .where(which, table.c.removed_at.is_(None))
         .order_by(table.c.sop_instance_uid)
     )
-    if run is None:
-        return [_stored_instance(row) for row in connection.execute(statement)]
-    rows = connection.execute(statement.where(table.c.run <= run)).all()
-    return [_stored_instance(row) for row in _subject(rows)]
+    return [_stored_instance(row) for row in connection.execute(statement)]
 
 
 def manifest(connection: Connection, study_uid: str, run: int | None = None) -> StudyManifest:
@@ -207,7 +212,7 @@ def manifest(connection: Connection, study_uid: str, run: int | None = None) -> 
     return StudyManifest.of(study_uid, cast("list[ReceivedInstance]", rows))
 
 
-def _subject(rows: Sequence[AnyRow]) -> list[AnyRow]:
+def _subject(rows: Sequence[Any]) -> list[Any]:
     """Rows that a run is about: the CT images; without any, everything but our own results."""
     images = [row for row in rows if row.role == InstanceRole.IMAGE]
     return images or [row for row in rows if row.role == InstanceRole.OTHER]
