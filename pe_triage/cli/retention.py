@@ -55,7 +55,7 @@ def retention(
         f"free (removal below {doc['low_free_mb']}, refusal below {doc['refused_below_mb']})"
     )
     if not doc["enabled"]:
-        click.echo("nothing is removed: retention is off, or results are sent nowhere")
+        click.echo("by these settings nothing is removed: it is off, or results are sent nowhere")
     click.echo(
         f"kept: {kept.active} under way, {kept.in_doubt} in doubt, {kept.undelivered} not "
         f"delivered, {kept.failed} failed"

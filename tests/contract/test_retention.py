@@ -56,6 +56,8 @@ class House:
             "guard": threading.Lock(),
             "clock": self.store.clock,
             "alarms": self.alarms,
+            # A busy machine must not end a look before its time.
+            "budget_s": 600.0,
             "free": lambda _path: self.free + self.per_file * self.missing,
         }
         return Retention(**values | changes)

@@ -20,6 +20,7 @@ grace_s = 0.5
 min_free_mb = 1
 lease_s = 5
 threads = 2
+send_to = ["{pacs}"]
 
 [[urgency]]
 attribute = "protocol_name"
@@ -57,11 +58,8 @@ def test_removed_backed_up_killed_and_restored(
     new_study: NewStudy, tiny_bundle: Path, store_scp: StoreScp, tmp_path: Path
 ) -> None:
     config = tmp_path / "site.toml"
-    config.write_text(SETTINGS.format(days=1e-9), encoding="utf-8")
-    flags = (
-        *("--model", tiny_bundle, "--quiet-s", 3, "--send-to", store_scp.address),
-        *("--config", config),
-    )
+    config.write_text(SETTINGS.format(days=1e-9, pacs=store_scp.address), encoding="utf-8")
+    flags = ("--model", tiny_bundle, "--quiet-s", 3, "--config", config)
     data_dir = tmp_path / "node"
     where = ("--data-dir", data_dir, "--config", config)
     node = RunningNode(data_dir, *flags, start=False)
@@ -101,7 +99,7 @@ def test_removed_backed_up_killed_and_restored(
         assert back.returncode == 0, back.stderr
         again = pe_triage("restore", tmp_path / "backup", *where)
         assert again.returncode == 2
-        config.write_text(SETTINGS.format(days=30), encoding="utf-8")
+        config.write_text(SETTINGS.format(days=30, pacs=store_scp.address), encoding="utf-8")
         node.start(180)
         doc = node.wait_ended(second, timeout_s=300)
         assert doc["state"] == "DONE"
