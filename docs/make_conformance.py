@@ -430,8 +430,10 @@ and private ones too, except protocols and inventories, which belong to no study
 
 {table(("SOP class", "UID"), uid_rows(TYPICAL_CLASSES))}
 
-Only CT images are analysed. All else is kept; a study that holds no CT image at all ends
-NOT_EVALUATED with that reason, and our own results that come back start nothing.
+Only CT images are analysed: CT, Enhanced CT and Legacy Converted Enhanced CT Image Storage, the
+frames of a multi-frame image like so many single ones. Those that were compressed with loss end
+NOT_EVALUATED unless `eligibility.allow_lossy` is set. All else is kept; a study that holds no CT
+image at all ends NOT_EVALUATED with that reason, and our own results that come back start nothing.
 
 As SCU: Verification, and
 

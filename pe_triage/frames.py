@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from typing import Any
 
 from pe_triage.domain import FrameFacts, InstanceFacts, ReceivedInstance
 
@@ -58,16 +59,16 @@ def split_facts(
     A value that some frames lack stays with those that have it.
     """
     rows = tuple(frames)
-    alike = {
+    unstated = FrameFacts()
+    alike: dict[str, Any] = {
         name: getattr(rows[0], name)
         for name in _FRAME_FIELDS
         if rows and all(getattr(row, name) == getattr(rows[0], name) for row in rows)
     }
-    common = {n: v for n, v in alike.items() if v is not None and v != ()}
-    differing = {n for n in _FRAME_FIELDS if n not in alike}
+    common = {n: v for n, v in alike.items() if v != getattr(unstated, n)}
     # What only some frames state must not be filled in from the image's own header.
-    cleared = {n: () if n in ("image_type", "kernel") else None for n in differing}
-    blank = {n: () if n in ("image_type", "kernel") else None for n in common}
+    cleared: dict[str, Any] = {n: getattr(unstated, n) for n in _FRAME_FIELDS if n not in alike}
+    blank: dict[str, Any] = {n: getattr(unstated, n) for n in common}
     return (
         replace(shared, **(common | cleared)),
         tuple(replace(row, **blank) for row in rows),

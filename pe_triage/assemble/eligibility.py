@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pe_triage.assemble.choice import SeriesChoice, choose_series
+from pe_triage.assemble.compression import changed_by
 from pe_triage.assemble.measure_rules import CAUTION_RULES, MEASURE_RULES
 from pe_triage.assemble.merits import acquisition_of, merits_of, preference_of
-from pe_triage.assemble.predicates import SeriesView, compressed
+from pe_triage.assemble.predicates import SeriesView
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.assemble.series_rules import SERIES_RULES, Rule
 from pe_triage.domain import EligibilityVerdict, ReceivedInstance, VolumeMeasures
@@ -82,7 +83,8 @@ def _refusal(
 
 
 def _remarks(view: SeriesView) -> tuple[str, ...]:
-    copies, found = view.stack.duplicates, compressed(view)
+    copies = view.stack.duplicates
+    found = next(filter(None, map(changed_by, view.instances)), None)
     remarks = (
         f"{copies} image(s) at a position that another holds" if copies else None,
         f"the images were compressed with loss: {found}" if found else None,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pe_triage.assemble.compression import changed_by
 from pe_triage.assemble.image_types import DERIVED_TYPES, computed
 from pe_triage.assemble.kernels import Sharpness, sharpness
 from pe_triage.assemble.rules import EligibilityRules
@@ -22,14 +23,6 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 TIME_SERIES_IMAGES = 3
 """So many images of different times at every position make no single volume."""
-LOSSY_SYNTAXES = {
-    "1.2.840.10008.1.2.4.50": "JPEG Baseline",
-    "1.2.840.10008.1.2.4.51": "JPEG Extended",
-    "1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless",
-    "1.2.840.10008.1.2.4.91": "JPEG 2000",
-}
-"""Transfer syntaxes that may change pixels (PS3.5 section 8.2), by their names for people."""
-MAYBE_LOSSLESS = frozenset({"JPEG-LS near-lossless", "JPEG 2000"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,33 +85,6 @@ def frames(view: SeriesView, _rules: EligibilityRules) -> Found | None:
     return {"found": most} if most > 1 else None
 
 
-def functional_groups(view: SeriesView, _rules: EligibilityRules) -> Found | None:
-    """Find multi-frame images whose frames cannot be told."""
-    for i in view.instances:
-        if i.facts.frames_problem is not None:
-            kind = MULTI_FRAME_CT.get(i.sop_class_uid, "multi-frame")
-            return {"kind": kind, "found": i.facts.frames_problem}
-    return None
-
-
-def concatenation(view: SeriesView, _rules: EligibilityRules) -> Found | None:
-    """Find parts that are missing of an image that was split."""
-    parts: dict[str, set[int]] = {}
-    totals: dict[str, int] = {}
-    for f in view.facts:
-        if f.concatenation_uid is not None and f.concatenation_number is not None:
-            held = parts.setdefault(f.concatenation_uid, set())
-            held.add(f.concatenation_number)
-            # The total may be left out; the highest number is then the least it can be.
-            total = max(f.concatenation_total or 0, *held)
-            totals[f.concatenation_uid] = max(total, totals.get(f.concatenation_uid, 0))
-    for uid, held in sorted(parts.items()):
-        missing = [n for n in range(1, totals[uid] + 1) if n not in held]
-        if missing:
-            return {"found": ", ".join(map(str, missing[:5])), "total": totals[uid]}
-    return None
-
-
 def few(view: SeriesView, rules: EligibilityRules) -> bool:
     """Whether the slices, too, say that this is no whole chest.
 
@@ -166,10 +132,12 @@ def reformat_type(view: SeriesView, rules: EligibilityRules) -> Found | None:
     if rules.allow_derived:
         return None
     for i in view.instances:
-        f = i.facts
-        types = tuple(v.upper() for v in f.image_type)
+        types = tuple(v.upper() for v in i.facts.image_type)
+        if rules.allow_lossy and types[:1] == ("DERIVED",) and changed_by(i):
+            # Compression with loss makes an image derived (PS3.3 C.7.6.1.1.5), and no other.
+            types = ("ORIGINAL", *types[1:])
         if i.sop_class_uid in MULTI_FRAME_CT:
-            found = computed(types, (f.calculation or "").upper())
+            found = computed(types, (i.facts.calculation or "").upper())
             if found is not None:
                 return {"found": found}
             continue
@@ -297,25 +265,6 @@ def no_rescale(view: SeriesView, _rules: EligibilityRules) -> Found | None:
     """Count images without rescale slope or intercept."""
     missing = sum(f.rescale_slope is None or f.rescale_intercept is None for f in view.facts)
     return {"found": missing, "total": len(view.facts)} if missing else None
-
-
-def compressed(view: SeriesView) -> str | None:
-    """Say by what the pixels were changed, now or earlier; None where they were not."""
-    for i in view.instances:
-        stated = i.facts.lossy_compression
-        if stated == "01":
-            return "lossy image compression (0028,2110) is 01"
-        syntax = LOSSY_SYNTAXES.get(i.transfer_syntax_uid)
-        # JPEG-LS and JPEG 2000 may be reversible under these too, and say so.
-        if syntax is not None and not (stated == "00" and syntax in MAYBE_LOSSLESS):
-            return syntax
-    return None
-
-
-def lossy(view: SeriesView, rules: EligibilityRules) -> Found | None:
-    """Find pixels that a compression has changed."""
-    found = None if rules.allow_lossy else compressed(view)
-    return {"found": found} if found else None
 
 
 def kernel(view: SeriesView, rules: EligibilityRules) -> Found | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pe_triage.assemble import object_predicates as o
 from pe_triage.assemble import predicates as p
 from pe_triage.assemble.predicates import Found, SeriesView
 from pe_triage.assemble.rules import EligibilityRules
@@ -42,12 +43,12 @@ SERIES_RULES: tuple[Rule, ...] = (
     Rule(name="multi_frame", refuses=p.frames, words="images hold {found} frames each, not one"),
     Rule(
         name="functional_groups",
-        refuses=p.functional_groups,
+        refuses=o.functional_groups,
         words="the frames of the {kind} image cannot be told: {found}",
     ),
     Rule(
         name="concatenation",
-        refuses=p.concatenation,
+        refuses=o.concatenation,
         words="of the {total} parts of a split image these are missing: {found}",
     ),
     Rule(name="localizer", refuses=p.localizer, words="localizer: {found}"),
@@ -55,6 +56,12 @@ SERIES_RULES: tuple[Rule, ...] = (
         name="bolus_tracking",
         refuses=p.tracking,
         words="bolus tracking, timing or dose images: series description says {found}",
+    ),
+    # Before the image type, which compression makes DERIVED.
+    Rule(
+        name="lossy",
+        refuses=o.lossy,
+        words="the images were compressed with loss: {found}",
     ),
     Rule(
         name="image_type",
@@ -128,11 +135,6 @@ SERIES_RULES: tuple[Rule, ...] = (
         name="rescale_missing",
         refuses=p.no_rescale,
         words="rescale slope or intercept is missing on {found} of {total} images",
-    ),
-    Rule(
-        name="lossy",
-        refuses=p.lossy,
-        words="the images were compressed with loss: {found}",
     ),
     Rule(
         name="kernel",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pe_triage.assemble.eligibility import judge_series
+from pe_triage.cli import main
 from pe_triage.frames import images_of
 from pe_triage.imaging.facts import facts_from_json, facts_to_json
 from pe_triage.node.selection import Selection, select_volume
@@ -25,7 +26,7 @@ OTHERWISE = {
 }  # fmt: skip
 """Cases about what an Enhanced CT image cannot be, or says in another way."""
 PLAIN = [c for c in CASES if "enhanced" not in c.recipe and c.id not in OTHERWISE]
-EVERY = 9
+EVERY = 20
 """One case in so many is run by default, all of them with the long tests."""
 
 
@@ -93,3 +94,20 @@ def test_volume_of_frames_lies_where_the_slices_did(tmp_path: Path) -> None:
 
     for plain, frames in zip(volume("shuffle 5"), volume("shuffle 5; enhanced"), strict=True):
         np.testing.assert_array_equal(plain, frames)
+
+
+def test_explain_speaks_of_frames_and_of_what_is_wrong_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    recipes.write(recipes.series_of("enhanced || enhanced stated 53 || drop 9; enhanced"), folder)
+    config = tmp_path / "rules.toml"
+    config.write_text("[eligibility]\nmin_matrix = 96\nmax_pixel_spacing_mm = 5.0\n")
+    assert main(["analyze", str(folder), "--explain", "--config", str(config)]) == 0
+    out = capsys.readouterr().out
+    assert "'CTPA 3.0 B30f', 52 slices: eligible (chosen)" in out
+    assert "refused by functional_groups: the frames of the Enhanced CT image cannot be told" in out
+    assert "what to do: Let the scanner or PACS send the image again" in out
+    assert "refused by gap: slices are missing: 1 gap(s)" in out
+    assert "study: analysed: the only eligible series, 52 slices" in out
