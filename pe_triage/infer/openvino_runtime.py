@@ -130,6 +130,7 @@ class OpenVinoRuntime:
             device="cpu",
             precision="float32",
             threads=threads,
+            independent=streams == threads,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pe_triage.domain import EXAM_LABELS, CtVolume, ExamPrediction, ModelIdentit
 from pe_triage.errors import PermanentError
 from pe_triage.imaging.windows import Window, window_channels
 from pe_triage.infer.choice import choose_runtime, make_runtime
+from pe_triage.infer.recall import Recall, embed_the_rest, encoder_identity
 from pe_triage.infer.runtime import SliceRuntime, stage_two
 from pe_triage.model.bundle import load_bundle
 from pe_triage.model.card import BundleCard
@@ -105,6 +106,7 @@ class Predictor:
             threads=threads,
         )
         self._identity = bundle.card.identity
+        self._recall: Recall | None = None
 
     @property
     def identity(self) -> ModelIdentity:
@@ -130,6 +132,24 @@ class Predictor:
     def runtime(self) -> SliceRuntime:
         """What runs stage 1."""
         return self._runtime
+
+    def remember(self, directory: Path) -> Recall:
+        """Use embeddings kept in `directory` from now on, where they have the same bits.
+
+        Raises
+        ------
+        ValueError
+            The spec's units are no single whole slices, or the runtime's numbers for one of them
+            depend on what comes with it.
+        """
+        if not (self._card.spec.is_plain_slices and self._runtime.info.independent):
+            raise ValueError("embeddings of single slices cannot be kept for this model")
+        self._recall = Recall(
+            directory,
+            encoder_identity(self._card, self._runtime.info),
+            self._network.embedding_dim,
+        )
+        return self._recall
 
     def images(self, hu_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
         """Prepare single slices: (z, c, size, size) in [0, 1].
@@ -157,21 +177,40 @@ class Predictor:
         beat
             Called before each batch; what it raises ends the run.
         """
-        return self._embed(self.input(volume), beat)
+        exam = self.input(volume)
+        return self._embed(exam.images, exam.plan.units, beat)
 
-    def _embed(self, exam: ExamInput, beat: Callable[[], None] | None) -> NDArray[np.float32]:
+    def _recalled(
+        self, volume: CtVolume, recall: Recall, beat: Callable[[], None] | None
+    ) -> NDArray[np.float32]:
+        def embed(slices: Sequence[int]) -> NDArray[np.float32]:
+            chosen = np.asarray(slices)
+            return self._embed(
+                lambda start, stop: self.images(volume.hu_zyx[chosen[start:stop]]),
+                len(chosen),
+                beat,
+            )
+
+        return embed_the_rest(volume.hu_zyx, volume.series_uid, recall, embed)
+
+    def _embed(
+        self,
+        images: Callable[[int, int], NDArray[np.float32]],
+        units: int,
+        beat: Callable[[], None] | None,
+    ) -> NDArray[np.float32]:
         step = self._runtime.batch_size
         parts = []
         # The next batch is prepared while this one is encoded: neither holds the GIL.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as ahead:
-            coming = ahead.submit(exam.images, 0, step)
-            for start in range(0, exam.plan.units, step):
+            coming = ahead.submit(images, 0, step)
+            for start in range(0, units, step):
                 if beat is not None:
                     beat()
-                images = coming.result()
-                if start + step < exam.plan.units:
-                    coming = ahead.submit(exam.images, start + step, start + 2 * step)
-                parts.append(self._runtime.embed(images))
+                batch = coming.result()
+                if start + step < units:
+                    coming = ahead.submit(images, start + step, start + 2 * step)
+                parts.append(self._runtime.embed(batch))
         return np.concatenate(parts)
 
     def predict(self, volume: CtVolume, *, beat: Callable[[], None] | None = None) -> Inference:
@@ -185,7 +224,11 @@ class Predictor:
         if not volume.hu_zyx.size:
             raise PermanentError("the model needs at least one slice")
         exam = self.input(volume)
-        feat_zd = self._embed(exam, beat)
+        feat_zd = (
+            self._embed(exam.images, exam.plan.units, beat)
+            if self._recall is None
+            else self._recalled(volume, self._recall, beat)
+        )
         plan = None if exam.plan.is_identity else exam.plan
         return Inference(
             prediction=self.conclude(feat_zd, plan),

@@ -44,6 +44,9 @@ class RuntimeInfo:
     difference
         Largest difference from PyTorch's output found at load, as a part of that output's largest
         value; None for PyTorch itself.
+    independent
+        Whether a unit's numbers depend on nothing but the unit, to the last bit: neither on what
+        comes with it nor on threads.
     """
 
     name: str
@@ -52,6 +55,7 @@ class RuntimeInfo:
     precision: str
     threads: int
     difference: float | None = None
+    independent: bool = False
 
 
 class SliceRuntime(Protocol):
