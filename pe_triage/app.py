@@ -441,13 +441,25 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
 
 
 def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
+    from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
 
+    predictor = load_predictor(settings, settings.data_dir / "bundles")
+    analysis = analysis_options(settings)
     return Worker(
         queue=JobQueue(engine, max_attempts=settings.max_attempts),
         studies=StudyStore(engine),
-        predictor=load_predictor(settings, settings.data_dir / "bundles"),
-        analysis=analysis_options(settings),
+        predictor=predictor,
+        analysis=analysis,
+        ahead=make_ahead(
+            predictor,
+            engine=engine,
+            rules=analysis.rules,
+            data_dir=settings.data_dir,
+            min_free_bytes=settings.min_free_mb << 20,
+        )
+        if settings.ahead
+        else None,
         options=WorkerOptions(
             owner=owner,
             data_dir=settings.data_dir,

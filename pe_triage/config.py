@@ -141,6 +141,10 @@ class Settings(BaseModel):
     threads: Annotated[int, Field(ge=0, le=256)] = Field(
         default=0, description="CPU threads of a worker; 0: as many as there are cores."
     )
+    ahead: bool = Field(
+        default=False,
+        description="Whether idle workers encode slices of studies that still arrive.",
+    )
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
         default=1, description="Worker processes of serve; 0 where others work on this database."
     )

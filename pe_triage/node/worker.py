@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +45,7 @@ from pe_triage.store.studies import StudyStore
 
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Predictor
+    from pe_triage.node.ahead import Ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,8 @@ class Worker:
         Loaded once; jobs share it.
     clock
         Aware time written into results.
+    ahead
+        What to do while there is no job; None: nothing.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Worker:
         analysis: AnalysisOptions,
         options: WorkerOptions,
         clock: Callable[[], datetime],
+        ahead: Ahead | None = None,
     ) -> None:
         self._queue = queue
         self._studies = studies
@@ -116,6 +121,7 @@ class Worker:
         self._analysis = analysis
         self._options = options
         self._clock = clock
+        self._ahead = ahead
         self._log = get_logger(owner=options.owner)
 
     def run(self, stop: threading.Event) -> None:
@@ -126,6 +132,10 @@ class Worker:
         DeviceFaultError
             The process can compute nothing more. What it held was given back.
         """
+        with nullcontext() if self._ahead is None else self._ahead.running(stop):
+            self._work(stop)
+
+    def _work(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 worked = self.step(stop)
@@ -145,7 +155,9 @@ class Worker:
             return False
         log = self._log.bind(study_uid=job.study_uid, job_id=job.job_id, run=job.run)
         log.info("job.claimed", attempt=job.attempt)
-        with _Heartbeat(self._queue, job, self._options, stop or threading.Event()) as heart:
+        resting = nullcontext() if self._ahead is None else self._ahead.resting()
+        beating = _Heartbeat(self._queue, job, self._options, stop or threading.Event())
+        with resting, beating as heart:
             try:
                 self._run_job(job, heart, log)
             except LeaseLostError:
@@ -187,6 +199,8 @@ class Worker:
         )
         heart.check()
         self._finish(job, analysis, heart)
+        if self._ahead is not None:
+            self._ahead.forget({i.series_uid for i in instances})
         log.info(
             "job.finished",
             outcome=str(analysis.result.outcome),

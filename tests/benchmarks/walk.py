@@ -1,12 +1,13 @@
 """Seconds from the last image to the delivered result, and peak memory of each process.
 
-    python tests/benchmarks/walk.py [--quick] [--slices 300] [--size 512] [--threads 2]
+    python tests/benchmarks/walk.py [--quick] [--slices 300] [--size 512] [--pace 20]
 
-A phantom study is sent by DCMTK's storescu, back to back over one association, to ``pe-triage
-serve`` with the built-in network; the results go to DCMTK's storescp. The clock starts when the
-last image was received and stops when the last result object was accepted, both as the node
-records them. Beside it, in the same run: the grace time that the node waits by default, and the
-same study through ``Predictor.predict`` alone. Prints JSON.
+A phantom study is sent to ``pe-triage serve`` with the built-in network, over one association: by
+DCMTK's storescu, back to back, or with ``--pace`` by pynetdicom at so many images a second, as a
+scanner does. The results go to DCMTK's storescp. The clock starts when the last image was
+received, and again when the node knew that the study was complete (``study.complete``), and stops
+when the last result object was accepted, all as the node records them. Each study is sent to a node
+that works ahead of a study's end and to one that does not, in turn. Prints JSON.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
+from pydicom import dcmread
+from pynetdicom import AE, build_context
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pe_triage.phantom import generate_study, write_study
-from tests.support.node import RunningNode
+from tests.support.node import RunningNode, wait_for
 from tests.support.peers import dcmtk_environment, find_program
 from tests.support.postgres import free_port
 
@@ -43,6 +48,86 @@ def process_name(process: psutil.Process) -> str:
     return "worker" if any(name.startswith("libtorch_cpu") for name in libraries) else "light"
 
 
+def send_at_pace(node: RunningNode, folder: Path, images_per_s: float) -> float:
+    """C-STORE of a folder's files over one association; longest wait for an answer, seconds."""
+    files = sorted(folder.iterdir())
+    context = build_context(dcmread(files[0], stop_before_pixels=True).SOPClassUID)
+    association = AE(ae_title="SCANNER").associate(
+        "127.0.0.1", node.port, [context], ae_title="PETRIAGE"
+    )
+    assert association.is_established
+    started, longest = time.monotonic(), 0.0
+    try:
+        for n, path in enumerate(files):
+            time.sleep(max(0.0, started + n / images_per_s - time.monotonic()))
+            asked = time.monotonic()
+            status = association.send_c_store(path)
+            longest = max(longest, time.monotonic() - asked)
+            assert status.Status == 0x0000
+    finally:
+        association.release()
+    return longest
+
+
+def seconds_of(node: RunningNode, study_uid: str, doc: dict[str, Any]) -> dict[str, float]:
+    """When it was known to be complete, to when its results had been accepted."""
+    (complete,) = [e for e in node.events("study.complete") if e["study_uid"] == study_uid]
+    delivered = datetime.fromisoformat(doc["delivered_at"])
+    known = datetime.fromisoformat(complete["timestamp"])
+    return {"complete_to_delivered_s": round((delivered - known).total_seconds(), 2)}
+
+
+def measure(
+    place: Path,
+    studies: list[Any],
+    storescu: str,
+    port: int,
+    ahead: bool,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Send every study to a fresh node, one after the other."""
+    runs: list[dict[str, Any]] = []
+    peaks: dict[str, float] = {}
+    settings = {"ahead": ahead, "threads": options.threads}
+    with RunningNode(
+        place / "node", "--send-to", f"PACS@127.0.0.1:{port}", settings=settings
+    ) as node:
+        wait_for(lambda: node.events("model.loaded"), 120, "a worker")
+        for study in studies:
+            started = time.monotonic()
+            run: dict[str, Any] = {}
+            if options.pace:
+                run["longest_answer_s"] = round(
+                    send_at_pace(node, study.dicom_dir, options.pace), 3
+                )
+            else:
+                subprocess.run(
+                    [storescu, "-aec", "PETRIAGE", "127.0.0.1", str(node.port), "+sd",
+                     str(study.dicom_dir)],
+                    env=dcmtk_environment(), check=True,
+                )  # fmt: skip
+            run["received_per_s"] = round(options.slices / (time.monotonic() - started), 1)
+            doc = node.wait_ended(study.study_uid, timeout_s=600)
+            job = [e for e in node.events("job.finished") if e["study_uid"] == study.study_uid][-1]
+            used = [e["kept"] for e in node.events("ahead.used")]
+            runs.append(
+                run
+                | {
+                    "last_image_to_delivered_s": round(doc["latency_s"], 2),
+                    **seconds_of(node, study.study_uid, doc),
+                    "analysis_s": job["seconds"],
+                    "slices_ahead": used[-1] if used and ahead else 0,
+                    "result_objects": len(doc["results"]),
+                }
+            )
+        assert node.process is not None
+        tree = psutil.Process(node.process.pid)
+        for process in [tree, *tree.children(recursive=True)]:
+            role = "supervisor" if process == tree else process_name(process)
+            peaks[role] = max(peaks.get(role, 0), round(peak_mib(process.pid)))
+    return {"runs": runs, "peak_mib": peaks}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="90 slices of 256 x 256")
@@ -50,6 +135,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--studies", type=int, default=2, help="sent one after the other")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--pace", type=float, default=0.0, help="images a second; 0: back to back")
     options = parser.parse_args()
     if options.quick:
         options.slices, options.size, options.studies = 90, 256, 1
@@ -74,35 +160,12 @@ def main() -> None:
             [storescp, "-od", str(root / "inbox"), "-aet", "PACS", "+xa", str(port)],
             env=dcmtk_environment(),
         )
-        runs = []
-        peaks: dict[str, float] = {}
+        modes: dict[str, Any] = {}
         try:
-            flags = ["--send-to", f"PACS@127.0.0.1:{port}"]
-            with RunningNode(root / "node", *flags) as node:
-                for study in studies:
-                    started = time.monotonic()
-                    subprocess.run(
-                        [storescu, "-aec", "PETRIAGE", "127.0.0.1", str(node.port), "+sd",
-                         str(study.dicom_dir)],
-                        env=dcmtk_environment(), check=True,
-                    )  # fmt: skip
-                    sent_s = time.monotonic() - started
-                    doc = node.wait_ended(study.study_uid, timeout_s=600)
-                    job = [e for e in node.events("job.finished")
-                           if e["study_uid"] == study.study_uid][-1]  # fmt: skip
-                    runs.append(
-                        {
-                            "received_per_s": round(options.slices / sent_s, 1),
-                            "last_image_to_delivered_s": round(doc["latency_s"], 2),
-                            "analysis_s": job["seconds"],
-                            "result_objects": len(doc["results"]),
-                        }
-                    )
-                assert node.process is not None
-                tree = psutil.Process(node.process.pid)
-                for process in [tree, *tree.children(recursive=True)]:
-                    role = "supervisor" if process == tree else process_name(process)
-                    peaks[role] = max(peaks.get(role, 0), round(peak_mib(process.pid)))
+            for mode, ahead in (("ahead", True), ("not ahead", False)):
+                modes[mode] = measure(
+                    root / mode.replace(" ", "-"), studies, storescu, port, ahead, options
+                )
         finally:
             pacs.terminate()
             pacs.wait()
@@ -113,8 +176,8 @@ def main() -> None:
                 "size": options.size,
                 "cores": psutil.cpu_count(),
                 "grace_s": 2.0,
-                "runs": runs,
-                "peak_mib": peaks,
+                "images_per_s": options.pace or "back to back",
+                **modes,
             },
             indent=2,
         )

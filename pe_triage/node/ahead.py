@@ -1,0 +1,308 @@
+"""Stage 1 while the study still arrives: an idle worker encodes slices that have come.
+
+What it makes is kept by content (`infer.recall`) and found again when the study is complete; so
+nothing here can change an answer, and whatever goes wrong here costs time alone. A thread of its
+own does it, which rests while the worker has a job, and computes on threads that stand behind all
+others (`infer.background`): acknowledgements and answers never wait for it.
+
+Header rules come first: only what a run would choose of the series that have come so far is read.
+Enhanced CT images come whole and are left to the run.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Engine
+
+from pe_triage.assemble.early import worth_reading
+from pe_triage.assemble.eligibility import EligibilityRules
+from pe_triage.domain import ReceivedInstance
+from pe_triage.errors import ImagingError
+from pe_triage.imaging.geometry import InPlane, in_plane
+from pe_triage.imaging.pixels import decode_hu
+from pe_triage.infer.background import background_runtime
+from pe_triage.infer.predictor import Predictor
+from pe_triage.infer.recall import Claim, Key, Recall
+from pe_triage.infer.runtime import SliceRuntime
+from pe_triage.logs import get_logger
+from pe_triage.node.files import to_received
+from pe_triage.stack import analyse_stack
+from pe_triage.store.arriving import Arriving
+
+DIRECTORY = "ahead"
+"""Within the data directory."""
+LOOK_S = 0.5
+"""How often it is looked for new slices."""
+BATCH = 4
+"""Slices at once: a job or a stop waits for no more than these."""
+SWEEP_S = 60.0
+RETRY_MAX_S = 300.0
+JOIN_S = 10.0
+
+Prepare = Callable[[NDArray[np.int16]], NDArray[np.float32]]
+
+
+def make_ahead(
+    predictor: Predictor,
+    *,
+    engine: Engine,
+    rules: EligibilityRules,
+    data_dir: Path,
+    min_free_bytes: int,
+) -> Ahead | None:
+    """Let a worker work ahead; None, with an event that says why, where that is not possible.
+
+    To be called while the process starts (`background_runtime`).
+    """
+    log = get_logger()
+    if not predictor.card.spec.is_plain_slices:
+        log.info("ahead.off", reason="this model sees more than one slice at a time")
+        return None
+    reason = "what runs stage 1 gives a slice other bits in other company"
+    runtime: SliceRuntime | None = None
+    try:
+        runtime = background_runtime(predictor)
+    except Exception as error:  # noqa: BLE001 - a worker that answers is not to be lost over this
+        reason = f"its runtime could not be made ({type(error).__name__})"
+    if runtime is None:
+        log.info("ahead.off", reason=reason, runtime=predictor.runtime.info.name)
+        return None
+    return Ahead(
+        arriving=Arriving(engine),
+        recall=predictor.remember(data_dir / DIRECTORY),
+        runtime=runtime,
+        prepare=predictor.images,
+        rules=rules,
+        data_dir=data_dir,
+        min_free_bytes=min_free_bytes,
+    )
+
+
+@dataclass(kw_only=True)
+class _Series:
+    images: list[ReceivedInstance] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    """SOP Instance UIDs that need no further look."""
+    kept: set[Key] = field(default_factory=set)
+    claim: Claim | None = None
+
+
+@dataclass(kw_only=True)
+class _Study:
+    last: int = 0
+    images: int = 0
+    wanted: tuple[str, ...] = ()
+    """Series worth reading, of what had come at the last look that brought something."""
+    series: dict[str, _Series] = field(default_factory=dict)
+
+
+class Ahead:
+    """Works ahead for one worker.
+
+    Parameters
+    ----------
+    arriving
+        What has come so far.
+    recall
+        Where embeddings are kept; the predictor's own (`Predictor.remember`).
+    runtime
+        Encodes; the bits are those of the predictor's (`background_runtime`).
+    prepare
+        (slices, rows, columns) Hounsfield units to the encoder's images, as `Predictor.images`.
+    min_free_bytes
+        Nothing is kept while less than this is free: images come first.
+    """
+
+    def __init__(
+        self,
+        *,
+        arriving: Arriving,
+        recall: Recall,
+        runtime: SliceRuntime,
+        prepare: Prepare,
+        rules: EligibilityRules,
+        data_dir: Path,
+        min_free_bytes: int = 0,
+    ) -> None:
+        self._arriving = arriving
+        self._recall = recall
+        self._runtime = runtime
+        self._prepare = prepare
+        self._rules = rules
+        self._data_dir = data_dir
+        self._min_free_bytes = min_free_bytes
+        self._studies: dict[str, _Study] = {}
+        self._stop = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._log = get_logger()
+
+    # ---------------------------------------------------------------- its life
+
+    @contextmanager
+    def running(self, stop: threading.Event) -> Iterator[None]:
+        """Work in a thread of its own until `stop`, or the end of the block."""
+        self._stop = stop
+        ended = threading.Event()
+        thread = threading.Thread(target=self._loop, args=(ended,), name="ahead", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(JOIN_S)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Begin nothing while the block runs: the worker has a job."""
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._idle.set()
+
+    def forget(self, series_uids: Iterable[str]) -> None:
+        """Remove what is kept of these series: their run has its answer."""
+        self._recall.forget(series_uids)
+
+    def _loop(self, ended: threading.Event) -> None:
+        wait_s, failures, swept = LOOK_S, 0, 0.0
+        while not (ended.wait(wait_s) or self._stop.is_set()):
+            if not self._idle.is_set():
+                self._release()
+                wait_s = LOOK_S
+                continue
+            try:
+                if swept <= 0:
+                    self._recall.sweep()
+                    swept = SWEEP_S
+                self.look(lambda: ended.is_set() or self._stop.is_set() or not self._idle.is_set())
+            except Exception as error:  # noqa: BLE001 - only speed is lost; the run does it all
+                failures += 1
+                wait_s = min(LOOK_S * 2.0**failures, RETRY_MAX_S)
+                self._log.warning("ahead.failed", error=type(error).__name__, wait_s=wait_s)
+            else:
+                wait_s, failures = LOOK_S, 0
+            swept -= wait_s
+        self._release()
+
+    # ---------------------------------------------------------------- its work
+
+    def look(self, interrupted: Callable[[], bool] = lambda: False) -> int:
+        """Encode what has come and is not kept yet; returns how many slices were encoded.
+
+        Parameters
+        ----------
+        interrupted
+            Asked between batches; true: leave the rest.
+        """
+        open_studies = self._arriving.studies()
+        for gone in self._studies.keys() - open_studies.keys():
+            self._release_study(self._studies.pop(gone))
+        if not open_studies or not self._has_space():
+            return 0
+        encoded = 0
+        for study_uid, images in open_studies.items():
+            if interrupted():
+                break
+            study = self._studies.setdefault(study_uid, _Study())
+            if self._read(study_uid, study, images):
+                by_series = {uid: s.images for uid, s in study.series.items()}
+                study.wanted = worth_reading(by_series, self._rules) if by_series else ()
+            for series_uid in study.wanted:
+                done = self._encode(series_uid, study.series[series_uid], interrupted)
+                if done:
+                    self._log.debug(
+                        "ahead.encoded", study_uid=study_uid, series_uid=series_uid, slices=done
+                    )
+                encoded += done
+        return encoded
+
+    def _has_space(self) -> bool:
+        found = os.statvfs(self._data_dir)
+        return found.f_bavail * found.f_frsize >= self._min_free_bytes
+
+    def _read(self, study_uid: str, study: _Study, images: int) -> bool:
+        """Take over what is new of a study; whether anything was."""
+        if images == study.images:
+            return False
+        arrived = self._arriving.after(study_uid, study.last)
+        study.last = arrived.last
+        if not arrived.instances:
+            study.images = images
+        for row in arrived.instances:
+            image = to_received(row, self._data_dir)
+            if not image.facts.frames:
+                study.series.setdefault(image.series_uid, _Series()).images.append(image)
+        return bool(arrived.instances)
+
+    def _encode(self, series_uid: str, series: _Series, interrupted: Callable[[], bool]) -> int:
+        if series.claim is not None and not series.claim.stands:
+            # Its run has ended and removed it all, and the study goes on growing.
+            series.claim.release()
+            series.claim = None
+        elif all(i.sop_instance_uid in series.seen for i in series.images):
+            return 0
+        if series.claim is None:
+            series.claim = self._recall.claim(series_uid)
+            if series.claim is None:
+                return 0
+            # Another worker, or an earlier life of this one, may have done a part; and what this
+            # one did may be gone.
+            known = set(self._recall.known(series_uid))
+            if not series.kept <= known:
+                series.seen.clear()
+            series.kept = known
+        todo = [i for i in series.images if i.sop_instance_uid not in series.seen]
+        plane = in_plane(analyse_stack(series.images))
+        encoded = 0
+        for start in range(0, len(todo), BATCH):
+            if interrupted():
+                break
+            batch = todo[start : start + BATCH]
+            try:
+                encoded += self._encode_batch(series_uid, series, batch, plane)
+            except FileNotFoundError:
+                break  # removed at this moment: the next look sees it
+            series.seen.update(i.sop_instance_uid for i in batch)
+        return encoded
+
+    def _encode_batch(
+        self, series_uid: str, series: _Series, batch: Sequence[ReceivedInstance], plane: InPlane
+    ) -> int:
+        fresh: dict[Key, NDArray[np.int16]] = {}
+        for image in batch:
+            try:
+                hu_yx = decode_hu(image.path, sop_instance_uid=image.sop_instance_uid)
+            except (ImagingError, OSError):
+                continue  # of no use here, or not on this machine: the run will say what is wrong
+            if hu_yx.shape == (image.facts.rows, image.facts.columns):
+                hu_yx = np.ascontiguousarray(plane.apply(hu_yx))
+                fresh[self._recall.key(hu_yx)] = hu_yx
+        keys = [key for key in fresh if key not in series.kept]
+        if not keys:
+            return 0
+        images = self._prepare(np.stack([fresh[key] for key in keys]))
+        self._recall.keep(series_uid, keys, self._runtime.embed(images))
+        series.kept.update(keys)
+        return len(keys)
+
+    # ---------------------------------------------------------------- its claims
+
+    def _release(self) -> None:
+        for study in self._studies.values():
+            self._release_study(study)
+
+    def _release_study(self, study: _Study) -> None:
+        for series in study.series.values():
+            if series.claim is not None:
+                series.claim.release()
+                series.claim = None

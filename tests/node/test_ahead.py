@@ -1,0 +1,364 @@
+"""Slices encoded while their study still arrives: the answer has the same bits, only sooner."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from structlog.testing import capture_logs
+
+from pe_triage.assemble.rules import EligibilityRules
+from pe_triage.domain import Job, ReceivedInstance
+from pe_triage.imaging.facts import facts_to_json, read_instance
+from pe_triage.imaging.volume import load_volume
+from pe_triage.infer.background import LAST
+from pe_triage.infer.predictor import Predictor
+from pe_triage.infer.recall import CHECKED
+from pe_triage.node import ahead as ahead_module
+from pe_triage.node.ahead import BATCH, Ahead, make_ahead
+from pe_triage.node.roles import role_of
+from pe_triage.node.worker import Worker, WorkerOptions
+from pe_triage.store.engine import open_engine
+from pe_triage.store.migrate import upgrade
+from tests.node.conftest import QUICK, NewStudy, storescu
+from tests.support.node import RunningNode, wait_for
+from tests.support.store import StoreUnderTest
+
+pytestmark = pytest.mark.usefixtures("fresh_logs")
+
+
+def tasks() -> dict[int, int]:
+    """Nice value of each thread of this process."""
+    return {
+        int(path.name): os.getpriority(os.PRIO_PROCESS, int(path.name))
+        for path in Path("/proc/self/task").iterdir()
+    }
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_bundle: Path) -> Predictor:
+    """As a worker has it; the tests give it a memory and take it away."""
+    return Predictor(tiny_bundle, "cpu", runtime="openvino", threads=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[StoreUnderTest]:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    url = f"sqlite:///{data_dir / 'pe-triage.sqlite3'}"
+    upgrade(url)
+    engine = open_engine(url)
+    yield StoreUnderTest(engine=engine, url=url, data_dir=data_dir)
+    engine.dispose()
+
+
+class Spy:
+    """A runtime that counts; `before` is called before each batch."""
+
+    def __init__(self, runtime: Any, before: Callable[[], None] = lambda: None) -> None:
+        self.runtime, self.before, self.slices = runtime, before, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runtime, name)
+
+    def embed(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.before()
+        self.slices += len(images)
+        return self.runtime.embed(images)  # type: ignore[no-any-return]
+
+
+Make = Callable[[], Ahead]
+
+
+@pytest.fixture
+def make(
+    predictor: Predictor, store: StoreUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Make]:
+    """Make what works ahead on `store`; stage 1 is doubled once for all of this module's tests."""
+    if "runtime" not in DOUBLED:
+        DOUBLED["runtime"] = ahead_module.background_runtime(predictor)
+
+    def new() -> Ahead:
+        with monkeypatch.context() as patch:
+            patch.setattr(ahead_module, "background_runtime", lambda _: Spy(DOUBLED["runtime"]))
+            made = make_ahead(
+                predictor,
+                engine=store.engine,
+                rules=EligibilityRules(),
+                data_dir=store.data_dir,
+                min_free_bytes=0,
+            )
+        assert made is not None
+        return made
+
+    yield new
+    monkeypatch.setattr(predictor, "_recall", None)
+
+
+DOUBLED: dict[str, Any] = {}
+
+
+def received(path: Path, association: str = "1") -> ReceivedInstance:
+    record = read_instance(path)
+    return ReceivedInstance(
+        study_uid=record.study_uid,
+        series_uid=record.series_uid,
+        sop_instance_uid=record.sop_instance_uid,
+        sop_class_uid=record.sop_class_uid,
+        transfer_syntax_uid=record.transfer_syntax_uid,
+        identity=record.identity,
+        sha256="0" * 64,
+        size_bytes=path.stat().st_size,
+        path=path,
+        received_at=datetime.now(UTC),
+        calling_aet="CT",
+        facts=record.facts,
+        role=role_of(record.sop_class_uid, record.facts),
+    )
+
+
+def arrive(store: StoreUnderTest, files: Sequence[Path]) -> None:
+    instances = [received(path) for path in files]
+    store.studies.record([(i, facts_to_json(i.facts), "assoc-1") for i in instances])
+
+
+def shuffled(files: Sequence[Path], seed: int = 3) -> list[Path]:
+    order = list(files)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def plain_answer(predictor: Predictor, files: Sequence[Path]) -> NDArray[np.float32]:
+    """Embeddings of all slices at once, without any memory."""
+    return predictor.embed(load_volume([received(path) for path in files]))
+
+
+def answer(
+    predictor: Predictor, files: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+) -> tuple[NDArray[np.float32], int]:
+    """Embeddings that a run sees, and how many slices it encoded."""
+    spy = Spy(predictor.runtime)
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "_runtime", spy)
+        inference = predictor.predict(load_volume([received(path) for path in files]))
+    return inference.feat_zd, spy.slices
+
+
+def test_whatever_the_order_of_arrival_the_bits_are_the_same(
+    predictor: Predictor,
+    make: Make,
+    store: StoreUnderTest,
+    new_study: NewStudy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, files = new_study()
+    expected = plain_answer(predictor, files)
+    ahead, order = make(), shuffled(files)
+    for part in (order[:5], order[5:31], order[20:31], order[31:57]):
+        arrive(store, part)
+        ahead.look()
+    assert ahead._runtime.slices == 57  # type: ignore[attr-defined]
+    arrive(store, order[57:])
+    found, encoded = answer(predictor, files, monkeypatch)
+    np.testing.assert_array_equal(found, expected)
+    assert encoded == 3 + CHECKED
+    # Its run has ended, and the study grows: nothing is left, and all is made again.
+    (series_uid,) = {received(path).series_uid for path in files}
+    ahead.forget([series_uid])
+    assert ahead.look() == 60
+    found, encoded = answer(predictor, files, monkeypatch)
+    np.testing.assert_array_equal(found, expected)
+    assert encoded == CHECKED
+
+
+def test_what_headers_refuse_is_never_read(
+    make: Make, store: StoreUnderTest, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Path] = []
+    real = ahead_module.decode_hu
+
+    def decode(path: Path, **more: Any) -> NDArray[np.int16]:
+        decoded.append(path)
+        return real(path, **more)
+
+    monkeypatch.setattr(ahead_module, "decode_hu", decode)
+    _, thick = new_study(SliceThickness="10.0")
+    _, derived = new_study(ImageType=["DERIVED", "SECONDARY", "AXIAL"])
+    _, scout = new_study(slices=3)
+    ahead = make()
+    arrive(store, [*thick, *derived, *scout])
+    assert ahead.look() == 0
+    assert decoded == []
+    assert not (store.data_dir / "ahead").exists()
+    _, good = new_study()
+    arrive(store, shuffled(good)[:20])
+    assert ahead.look() == 20
+    assert set(decoded) <= set(good)
+
+
+def test_of_a_studys_series_only_the_one_that_would_be_chosen_is_read(
+    make: Make, store: StoreUnderTest, new_study: NewStudy
+) -> None:
+    study_uid, soft = new_study()
+    _, lung = new_study(StudyInstanceUID=study_uid, ConvolutionKernel="B70f")
+    ahead = make()
+    arrive(store, [*lung, *soft])
+    assert ahead.look() == 60
+    (series_uid,) = {received(path).series_uid for path in soft}
+    assert len(ahead._recall.known(series_uid)) == 60
+
+
+def test_files_that_are_damaged_or_elsewhere_are_left_to_the_run(
+    make: Make, store: StoreUnderTest, new_study: NewStudy
+) -> None:
+    _, files = new_study()
+    ahead = make()
+    arrive(store, files)
+    files[4].write_bytes(files[4].read_bytes()[:-1000])
+    files[9].unlink()
+    assert ahead.look() == 58
+    assert ahead.look() == 0
+
+
+def test_two_workers_do_not_do_the_same_slices_and_one_takes_over_from_the_other(
+    predictor: Predictor,
+    make: Make,
+    store: StoreUnderTest,
+    new_study: NewStudy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, files = new_study()
+    expected = plain_answer(predictor, files)
+    one, two = make(), make()
+    order = shuffled(files)
+    arrive(store, order[:30])
+    assert (one.look(), two.look()) == (30, 0)
+    arrive(store, order[30:])
+    one._release()  # it has a job now, or was killed: the kernel lets go of a dead process's locks
+    assert two.look() == 30
+    assert one.look() == 0
+    found, encoded = answer(predictor, files, monkeypatch)
+    np.testing.assert_array_equal(found, expected)
+    assert encoded == CHECKED
+
+
+def test_a_job_does_not_wait_for_work_ahead(
+    predictor: Predictor, make: Make, store: StoreUnderTest, new_study: NewStudy
+) -> None:
+    """It begins while a batch is still under way, and none begins until it has ended."""
+    _, files = new_study()
+    arrive(store, files)
+    events: list[str] = []
+    in_batch, in_job, batch_may_end, ended = (threading.Event() for _ in range(4))
+
+    def batch() -> None:
+        events.append("batch")
+        in_batch.set()
+        assert batch_may_end.wait(60)
+
+    ahead = make()
+    ahead._runtime.before = batch  # type: ignore[attr-defined]
+    worker = Worker(
+        queue=store.queue,
+        studies=store.studies,
+        predictor=predictor,
+        analysis=None,  # type: ignore[arg-type]
+        options=WorkerOptions(
+            owner="node/worker-1/1/", data_dir=store.data_dir, routes=(), lease_s=30.0, poll_s=0.01
+        ),
+        clock=store.clock,
+        ahead=ahead,
+    )
+
+    def run_job(_job: Job, _heart: Any, _log: Any) -> None:
+        events.append("job")
+        in_job.set()
+        batch_may_end.set()
+        # Long enough for several looks, if it looked.
+        ended.wait(3 * ahead_module.LOOK_S)
+        events.append("end")
+
+    worker._run_job = run_job  # type: ignore[method-assign]
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    try:
+        assert in_batch.wait(60)
+        store.queued("1.2.826.0.1.77")
+        assert in_job.wait(60)
+        wait_for(lambda: events.count("batch") > 1, message="work ahead goes on after the job")
+    finally:
+        batch_may_end.set()
+        stop.set()
+        thread.join(60)
+    assert events[:4] == ["batch", "job", "end", "batch"]
+    assert BATCH < 60
+
+
+def test_its_threads_stand_behind_all_others(predictor: Predictor) -> None:
+    before = tasks()
+    runtime = ahead_module.background_runtime(predictor)
+    assert runtime is not None
+    after = tasks()
+    new = after.keys() - before.keys()
+    assert new
+    assert {after[thread] for thread in new} == {LAST}
+    assert {thread: after[thread] for thread in before if thread in after} == {
+        thread: nice for thread, nice in before.items() if thread in after
+    }
+
+
+def test_where_the_bits_could_differ_nothing_is_done_ahead(
+    tiny_bundle: Path, store: StoreUnderTest
+) -> None:
+    values: dict[str, Any] = {
+        "engine": store.engine,
+        "rules": EligibilityRules(),
+        "data_dir": store.data_dir,
+        "min_free_bytes": 0,
+    }
+    eager = Predictor(tiny_bundle, "cpu", runtime="pytorch", threads=1)
+    with capture_logs() as events:
+        assert make_ahead(eager, **values) is None
+    assert [e["event"] for e in events] == ["ahead.off"]
+    with pytest.raises(ValueError, match="cannot be kept"):
+        eager.remember(store.data_dir)
+    spec = dataclasses.replace(eager.card.spec, planes=3)
+    eager._card = dataclasses.replace(eager.card, spec=spec)
+    with capture_logs() as events:
+        assert make_ahead(eager, **values) is None
+    assert "more than one slice" in events[0]["reason"]
+
+
+def test_kill_9_while_working_ahead_costs_only_recomputation(
+    predictor: Predictor, new_study: NewStudy, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """A real node: two parts out of order, its worker killed in between; the same bits."""
+    flags = ("--model", tiny_bundle, "--quiet-s", 60, "--log-level", "DEBUG")
+    with RunningNode(tmp_path / "node", *flags, settings=QUICK | {"ahead": True}) as node:
+        study_uid, files = new_study()
+        order, kept = shuffled(files, 8), node.data_dir / "ahead"
+        storescu(node, order[:35])
+        wait_for(lambda: list(kept.rglob("*.emb")), message="slices kept ahead")
+        node.kill_one("worker-1")
+        wait_for(lambda: len(node.events("model.loaded")) > 1, message="another worker")
+        storescu(node, order[35:])
+        doc = node.wait_ended(study_uid, delivered=False)
+        wait_for(lambda: not list(kept.rglob("*.emb")), message="gone with the end of the run")
+        assert (doc["state"], doc["run"]) == ("DONE", 1)
+        (used,) = node.events("ahead.used")
+        assert used["slices"] == 60
+        assert used["kept"] > 0
+        assert not node.events("ahead.disagrees")
+    expected = predictor.predict(load_volume([received(path) for path in files])).prediction
+    assert [s["probability"] for s in doc["slices"]] == expected.slice_probability_z.tolist()
+    assert [s["attention"] for s in doc["slices"]] == expected.attention_z.tolist()
