@@ -432,7 +432,14 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
             outbox=outbox,
             longest_lease_s=max(LONGEST_LEASE_S, 4 * settings.lease_s),
             timers=[
-                *watchers.timers(settings, engine, spool, utc=utc_now, local=local_now),
+                *watchers.timers(
+                    settings,
+                    engine,
+                    spool,
+                    utc=utc_now,
+                    local=local_now,
+                    commitments=committing.standing(settings, engine),
+                ),
                 *committing.timers(settings, engine),
                 *keeping.timers(settings, engine, spool, guard, utc_now),
             ],

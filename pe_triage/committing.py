@@ -12,14 +12,16 @@ from sqlalchemy import Engine
 
 from pe_triage.addresses import parse_destination
 from pe_triage.config import Settings
-from pe_triage.store.commitment_requests import CommitmentRequestStore, Place
+from pe_triage.store.commitment_requests import CommitmentRequestStore, Place, RequestState
 from pe_triage.store.commitments import CommitmentStore
+from pe_triage.watch.samples import Uncommitted
 from pe_triage.watchers import query_scu
 
 if TYPE_CHECKING:
     from pe_triage.deliver.commitment import CommitmentPeer
     from pe_triage.domain import Destination
     from pe_triage.node.coordinator import Loop, Timer
+    from pe_triage.node.watcher import Commitments
     from pe_triage.receive.commitments import CommitmentAccess
 
 PRUNE_EVERY_S = 3600.0
@@ -132,6 +134,24 @@ def loops(settings: Settings, engine: Engine) -> list[Loop]:
             )
             found.append((reporter.name, reporter.run))
     return found
+
+
+def standing(settings: Settings, engine: Engine) -> Commitments:
+    """How storage commitment stands, for the alarms."""
+    table, asked = settings.commitment, settings.commitment_peers
+    commitments, requests = CommitmentStore(engine), CommitmentRequestStore(engine)
+
+    def look() -> tuple[tuple[Uncommitted, ...], int]:
+        if not (table.of or table.requesters):
+            return (), 0
+        late = tuple(
+            Uncommitted(destination=i.destination, objects=i.waiting, oldest_s=i.oldest_s)
+            for i in commitments.lacking()
+            if i.destination in asked and i.oldest_s > table.alarm_after_s
+        )
+        return late, requests.counts()[RequestState.PARKED]
+
+    return look
 
 
 def timers(settings: Settings, engine: Engine) -> list[Timer]:

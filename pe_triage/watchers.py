@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pe_triage.node.corrections import Corrections, Remade
     from pe_triage.node.pacs_identity import PacsIdentity, Person
     from pe_triage.node.reconciler import Reconciler
+    from pe_triage.node.watcher import Commitments
     from pe_triage.receive.spool import Spool
 
 Clock = Callable[[], datetime]
@@ -55,6 +56,10 @@ def asking(settings: Settings, clock: Clock) -> Asking | None:
         for sender in settings.senders
         if sender.query is not None
     }
+    fetched_from = settings.retrieve.pacs
+    if fetched_from is not None and table.expected_count:
+        # What is fetched comes from there, and what it has is what must come.
+        by_sender.setdefault(parse_destination(fetched_from).aet, fetched_from)
     names = {name for name in (default, *by_sender.values()) if name is not None}
     if not names:
         return None
@@ -155,7 +160,13 @@ def backlog(spool: Spool) -> tuple[int, float]:
 
 
 def timers(
-    settings: Settings, engine: Engine, spool: Spool, *, utc: Clock, local: Clock
+    settings: Settings,
+    engine: Engine,
+    spool: Spool,
+    *,
+    utc: Clock,
+    local: Clock,
+    commitments: Commitments = lambda: ((), 0),
 ) -> list[Timer]:
     """Everything of this side that happens by the clock.
 
@@ -163,6 +174,8 @@ def timers(
     ----------
     utc, local
         Aware time; days of the PACS are counted in local time.
+    commitments
+        How storage commitment stands.
     """
     from pe_triage.node.roads import alarm_poster
     from pe_triage.node.watcher import Notifier, Watcher, alarm_webhooks
@@ -176,6 +189,7 @@ def timers(
         clock=utc,
         backlog=partial(backlog, spool),
         reconciliation=(lambda: None) if daily is None else daily.last_counts,
+        commitments=commitments,
     )
     found: list[Timer] = [("watch", watcher.look, settings.watch.every_s)]
     webhooks = alarm_webhooks(settings.destinations)

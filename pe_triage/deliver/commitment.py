@@ -7,8 +7,9 @@ open, which the receivers hear (`receive.commitments`).
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, TypeVar
@@ -43,6 +44,7 @@ T = TypeVar("T", N_ACTION, N_EVENT_REPORT)
 
 _SUCCESS, _PROCESSING_FAILURE, _INVALID_ARGUMENT = 0x0000, 0x0110, 0x0115
 _POLL_S = 0.02
+_RELEASE_S = 2.0
 
 
 def _rule(status: int, verdict: Verdict, words: str) -> StatusRule:
@@ -133,8 +135,10 @@ class CommitmentPeer:
     def request(self, request: CommitmentRequest, on_report: OnReport) -> Said:
         """Ask for commitment (N-ACTION)."""
         heard: set[str] = set()
+        serving: list[threading.Thread] = []
 
         def listen(event: Any) -> tuple[int, None]:
+            serving.append(threading.current_thread())
             try:
                 report = read_report(event.event_information)
             except MalformedCommitmentError:
@@ -154,16 +158,13 @@ class CommitmentPeer:
 
         def exchange(association: Association, context: PresentationContext) -> Said:
             message.ActionInformation = _encoded(request_dataset(request), context)
-            said = self._exchange(association, context, message)
-            if said.accepted:
-                deadline_s = time.monotonic() + self._linger_s
-                while (
-                    request.transaction_uid not in heard
-                    and association.is_established
-                    and time.monotonic() < deadline_s
-                ):
-                    time.sleep(_POLL_S)
-            return said
+            return self._exchange(
+                association,
+                context,
+                message,
+                until=lambda: request.transaction_uid in heard,
+                serving=serving,
+            )
 
         return self._talk(exchange, handlers=[(evt.EVT_N_EVENT_REPORT, listen)])
 
@@ -218,49 +219,87 @@ class CommitmentPeer:
                 error=f"{self._peer}: storage commitment broke off ({type(error).__name__})",
             )
         finally:
+            # `_exchange` has released it, or the peer is about to.
+            deadline_s = time.monotonic() + _RELEASE_S
+            while association.is_established and time.monotonic() < deadline_s:
+                time.sleep(_POLL_S)
             if association.is_established:
-                association.release()
+                association.abort()
 
-    def _exchange(self, association: Association, context: PresentationContext, message: T) -> Said:
-        """Send a request and wait for its response, serving what the peer asks in between.
+    def _exchange(
+        self,
+        association: Association,
+        context: PresentationContext,
+        message: T,
+        *,
+        until: Callable[[], bool] = lambda: True,
+        serving: Sequence[threading.Thread] = (),
+    ) -> Said:
+        """Send a request, wait for its response, linger for a report, release.
 
-        pynetdicom's `send_n_action` takes whatever comes next for the response.
+        pynetdicom serves each N-EVENT-REPORT in a thread of its own, and its `release` heeds
+        neither that thread nor what is still to be sent, so the release would overtake our answer.
+        Here the reactor rests until the association is released.
         """
-        context_id = int(context.context_id or 0)
-        # The reactor would take the response from the queue.
         association._reactor_checkpoint.clear()
         while not association._is_paused and association.is_alive():
             time.sleep(0.0001)
-        deadline_s = time.monotonic() + self._options.dimse_timeout_s
         try:
-            association.dimse.send_msg(message, context_id)
-            while time.monotonic() < deadline_s:
-                asked_id, response = association.dimse.get_msg(block=True)
-                if response is None:
-                    break
-                if isinstance(response, N_EVENT_REPORT) and response.is_valid_request:
-                    association._serve_request(response, int(asked_id or 0))
-                    association._is_paused = True
-                    continue
-                status = response.Status if isinstance(response, type(message)) else None
-                if status is None or response.MessageIDBeingRespondedTo != message.MessageID:
-                    association.abort()
-                    return self._failed("an invalid answer to storage commitment")
-                rule = rule_of(int(status))
-                accepted = rule.verdict in (Verdict.SENT, Verdict.WARNING)
-                words = f"{self._peer}: storage commitment: status {int(status):04X}: {rule.words}"
-                return Said(verdict=rule.verdict, error=None if accepted else words)
+            association.dimse.send_msg(message, int(context.context_id or 0))
+            said = self._await(association, message)
+            if said.accepted:
+                self._linger(association, until)
+            if association.is_established and not association.acse.is_release_requested():
+                for thread in serving:
+                    thread.join(_RELEASE_S)
+                _drain(association)
+                association.acse.negotiate_release()
+            return said
         finally:
             association._reactor_checkpoint.set()
-        if association.is_established:
+
+    def _await(self, association: Association, message: N_ACTION | N_EVENT_REPORT) -> Said:
+        """Wait for the response to `message`."""
+        deadline_s = time.monotonic() + self._options.dimse_timeout_s
+        while time.monotonic() < deadline_s:
+            _, response = association.dimse.get_msg(block=True)
+            if response is None:
+                break
+            status = response.Status if isinstance(response, type(message)) else None
+            if status is None or response.MessageIDBeingRespondedTo != message.MessageID:
+                association.abort()
+                return self._failed("an invalid answer to storage commitment")
+            rule = rule_of(int(status))
+            accepted = rule.verdict in (Verdict.SENT, Verdict.WARNING)
+            words = f"{self._peer}: storage commitment: status {int(status):04X}: {rule.words}"
+            return Said(verdict=rule.verdict, error=None if accepted else words)
+        if association.is_established and not association.acse.is_aborted():
             association.abort()
             return self._failed(
                 f"no answer to storage commitment within {self._options.dimse_timeout_s:g} s"
             )
         return self._failed("the association was aborted during storage commitment")
 
+    def _linger(self, association: Association, until: Callable[[], bool]) -> None:
+        """Keep the association open for a report, at most `linger_s`."""
+        deadline_s = time.monotonic() + self._linger_s
+        while not until() and time.monotonic() < deadline_s:
+            if association.acse.is_aborted() or association.acse.is_release_requested():
+                return
+            time.sleep(_POLL_S)
+
     def _failed(self, words: str) -> Said:
         return Said(verdict=Verdict.RETRY, error=f"{self._peer}: {words}")
+
+
+def _drain(association: Association) -> None:
+    """Wait until the upper layer has sent what it was given."""
+    deadline_s = time.monotonic() + _RELEASE_S
+    dul = association.dul
+    while dul.to_provider_queue.queue or dul.event_queue.queue:
+        if time.monotonic() > deadline_s:
+            return
+        time.sleep(_POLL_S)
 
 
 def _encoded(ds: Dataset, context: PresentationContext) -> BytesIO:

@@ -19,7 +19,7 @@ from pe_triage.store.alarms import AlarmStore, Changes, Notice
 from pe_triage.store.watching import WatchStore
 from pe_triage.watch.alarms import NAMES, SPACE_ALARM, Finding, draw, judge
 from pe_triage.watch.metrics import exposition, gauges
-from pe_triage.watch.samples import Situation
+from pe_triage.watch.samples import Situation, Uncommitted
 
 RECONCILED = frozenset({"watch.reconciliation", "watch.reconciliation_failed"})
 """Alarms that the daily comparison raises and clears."""
@@ -27,6 +27,10 @@ LOOKED_AT = frozenset(NAMES) - RECONCILED - {SPACE_ALARM}
 
 Backlog = Callable[[], tuple[int, float]]
 """Acknowledged instances that are not indexed, and the age of the oldest in seconds."""
+
+
+Commitments = Callable[[], tuple[tuple[Uncommitted, ...], int]]
+"""What destinations have not committed to in time, and how many scanners never took an answer."""
 
 
 class Poster(Protocol):
@@ -47,6 +51,8 @@ class Watcher:
         Aware time.
     backlog
         See `Backlog`.
+    commitments
+        See `Commitments`.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Watcher:
         clock: Callable[[], datetime],
         backlog: Backlog = lambda: (0, 0.0),
         reconciliation: Callable[[], Mapping[str, int] | None] = lambda: None,
+        commitments: Commitments = lambda: ((), 0),
     ) -> None:
         self._watching = watching
         self._alarms = alarms
@@ -65,6 +72,7 @@ class Watcher:
         self._clock = clock
         self._backlog = backlog
         self._reconciliation = reconciliation
+        self._commitments = commitments
         self._log = get_logger()
 
     def look(self) -> tuple[Finding, ...]:
@@ -95,7 +103,14 @@ class Watcher:
     def _situation(self, now: datetime) -> Situation:
         count, oldest_s = self._backlog()
         found = self._watching.situation(self._settings, now)
-        return replace(found, not_indexed=count, not_indexed_s=oldest_s)
+        uncommitted, unheard = self._commitments()
+        return replace(
+            found,
+            not_indexed=count,
+            not_indexed_s=oldest_s,
+            uncommitted=uncommitted,
+            unheard=unheard,
+        )
 
 
 def say(changes: Changes, log: Any) -> None:

@@ -9,13 +9,12 @@ one may speak of a time before the object was sent again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Engine,
     Row,
@@ -82,29 +81,6 @@ class Lacking:
     destination: str
     waiting: int
     oldest_s: float
-
-
-def kept_for_commitment(
-    destinations: Collection[str], limit_s: float | None
-) -> ColumnElement[bool]:
-    """Condition on `schema.deliveries`: its object must be kept, for nobody has committed to it.
-
-    For whoever deletes results: a file may go once no delivery of it fulfils this, and none is
-    PENDING or PARKED.
-
-    Parameters
-    ----------
-    destinations
-        ``commitment.of``: only these are waited for.
-    limit_s
-        The site's limit: seconds after delivery from which on it is not waited for; None: none.
-    """
-    kept = (
-        _deliveries.c.commit_since.is_not(None)
-        & _deliveries.c.state.in_(TAKEN)
-        & _deliveries.c.destination.in_(sorted(destinations))
-    )
-    return kept if limit_s is None else kept & (_deliveries.c.commit_since > db_now() - limit_s)
 
 
 class CommitmentStore:
@@ -418,28 +394,6 @@ class CommitmentStore:
         return remedy
 
     # ------------------------------------------------------------------ looking
-
-    def may_go(
-        self, sop_instance_uid: str, *, destinations: Collection[str], limit_s: float | None
-    ) -> bool:
-        """Whether a result's file may be deleted as far as delivery and commitment go.
-
-        Parameters
-        ----------
-        destinations, limit_s
-            See `kept_for_commitment`.
-        """
-        results = schema.results
-        open_states = [DeliveryState.PENDING.value, DeliveryState.PARKED.value]
-        statement = select(
-            exists().where(
-                results.c.sop_instance_uid == sop_instance_uid,
-                _deliveries.c.result_id == results.c.result_id,
-                _deliveries.c.state.in_(open_states) | kept_for_commitment(destinations, limit_s),
-            )
-        )
-        with read(self._engine) as connection:
-            return not connection.execute(statement).scalar_one()
 
     def lacking(self) -> list[Lacking]:
         """Destinations with objects to which they have not committed, and since when."""

@@ -311,6 +311,27 @@ def _parked(view: View) -> Iterator[Finding]:
             )
 
 
+def _uncommitted(view: View) -> Iterator[Finding]:
+    for item in view.situation.uncommitted:
+        yield Finding(
+            name="watch.not_committed",
+            subject=item.destination,
+            message=f"{item.objects} results that {item.destination} took up to "
+            f"{item.oldest_s / 3600:.3g} h ago are not committed to yet",
+            facts={"objects": item.objects, "oldest_s": round(item.oldest_s)},
+        )
+
+
+def _unheard(view: View) -> Iterator[Finding]:
+    if view.situation.unheard:
+        yield Finding(
+            name="watch.commitment_unheard",
+            message=f"{view.situation.unheard} answers to requests for storage commitment were "
+            "never taken by who asked",
+            facts={"requests": view.situation.unheard},
+        )
+
+
 def _silent(view: View) -> Iterator[Finding]:
     limit_s, since_s = view.settings.silent_s, view.situation.since_came_s
     if limit_s <= 0 or since_s is None or since_s <= limit_s:
@@ -350,6 +371,8 @@ RULES: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _stalled,
     _undelivered,
     _parked,
+    _uncommitted,
+    _unheard,
     _failed,
     _quarantined,
     _silent,
@@ -370,6 +393,8 @@ NAMES: Mapping[str, str] = {
     "queue.stalled": "runs wait and none ends",
     "watch.no_delivery": "a destination takes nothing while results wait for it",
     "watch.parked": "results that will not be sent before a person has looked",
+    "watch.not_committed": "results to which a destination has not committed in time",
+    "watch.commitment_unheard": "answers on storage commitment that a scanner never took",
     "watch.failed": "studies whose analysis failed within a day",
     "watch.quarantine": "objects that were set aside",
     SPACE_ALARM: "the disk fills up, and nothing more may be removed",

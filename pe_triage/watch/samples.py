@@ -64,6 +64,15 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Uncommitted:
+    """Results that a destination took and has not committed to for too long."""
+
+    destination: str
+    objects: int
+    oldest_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """Where the node stands now.
 
@@ -88,6 +97,8 @@ class Situation:
         Studies whose newest run FAILED within a day.
     quarantined
         Objects that were set aside and await a decision.
+    unheard
+        Scanners' requests for storage commitment whose answer they never took.
     """
 
     unanswered: int = 0
@@ -102,6 +113,8 @@ class Situation:
     failed: int = 0
     quarantined: int = 0
     waiting: tuple[Waiting, ...] = ()
+    uncommitted: tuple[Uncommitted, ...] = ()
+    unheard: int = 0
     states: Mapping[str, int] = field(default_factory=dict)
     """Studies by state."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
+from pe_triage.archive import CommitmentTable
 from pe_triage.commitment import (
     CLASS_CONFLICT,
     DUPLICATE_TRANSACTION,
@@ -19,10 +21,15 @@ from pe_triage.commitment import (
     Reference,
     Remedy,
 )
+from pe_triage.deliver.commitment import OnReport, Said
+from pe_triage.deliver.statuses import Verdict
 from pe_triage.domain import DeliveryState
+from pe_triage.errors import QueryUnavailableError
+from pe_triage.node.commitments import Confirmer
 from pe_triage.store import schema
 from pe_triage.store.commitment_requests import (
     CommitmentRequestStore,
+    Place,
     RequestState,
     Taken,
 )
@@ -207,34 +214,33 @@ def test_no_answer_is_asked_again_and_counted(store: StoreUnderTest) -> None:
     asked.commitments.put_off(items, "no answer", None)
     assert asked.commitments.due(PACS, 10) == []
     assert asked.commitments.lacking() == []
-    uid = items[0].reference.sop_instance_uid
-    assert asked.commitments.may_go(uid, destinations=(PACS,), limit_s=None)
     assert asked.commitments.ask_again(PACS) == 2
-    assert not asked.commitments.may_go(uid, destinations=(PACS,), limit_s=None)
     assert len(asked.commitments.due(PACS, 10)) == 2
 
 
-def test_results_are_kept_until_committed_or_the_limit(store: StoreUnderTest) -> None:
+def test_results_are_kept_until_committed_or_given_up(store: StoreUnderTest) -> None:
+    """By `commit_since`, which `store.retention` looks at."""
     asked = Asked(store)
     uid, (first, second) = asked.ask()
 
-    def may_go(item: Uncommitted, limit_s: float | None = None, of: Any = (PACS,)) -> bool:
-        return asked.commitments.may_go(
-            item.reference.sop_instance_uid, destinations=of, limit_s=limit_s
-        )
+    def kept() -> set[int]:
+        table = schema.deliveries
+        with store.engine.connect() as connection:
+            return set(
+                connection.execute(
+                    select(table.c.delivery_id).where(table.c.commit_since.is_not(None))
+                ).scalars()
+            )
 
-    assert not may_go(first)
-    assert may_go(first, of=())
+    assert kept() == {first.delivery_id, second.delivery_id}
     asked.settle(uid, committed=[first], failed=[(second, NO_SUCH_INSTANCE)])
-    assert may_go(first)
-    # On its way again: no limit lets it go.
-    assert not may_go(second, limit_s=1.0)
+    # The other is on its way again, and kept for that.
+    assert kept() == set()
+    assert sorted(asked.states()) == ["COMMITTED", "PENDING"]
     asked.deliver()
-    assert not may_go(second, limit_s=1.0)
-    with store.engine.begin() as connection:
-        connection.execute(update(schema.deliveries).values(commit_since=1.0))
-    assert not may_go(second)
-    assert may_go(second, limit_s=1.0)
+    assert kept() == {second.delivery_id}
+    asked.commitments.put_off([second], "never", None)
+    assert kept() == set()
 
 
 def test_old_requests_are_forgotten(store: StoreUnderTest) -> None:
@@ -323,6 +329,96 @@ def test_where_an_instance_stands(store: StoreUnderTest) -> None:
     found = requests.places([f"{STUDY}.1", f"{STUDY}.99"])
     assert list(found) == [f"{STUDY}.1"]
     assert (found[f"{STUDY}.1"].study_uid, found[f"{STUDY}.1"].series_uid) == (STUDY, f"{STUDY}.0")
+
+
+class Archive:
+    """Takes requests for commitment, and is asked by C-FIND."""
+
+    def __init__(self, *, find: dict[str, str] | None = None) -> None:
+        self.asked: list[CommitmentRequest] = []
+        self.found = find
+
+    def request(self, request: CommitmentRequest, _on_report: OnReport) -> Said:
+        self.asked.append(request)
+        return Said(verdict=Verdict.SENT)
+
+    def report(self, _report: CommitmentReport) -> Said:
+        raise AssertionError
+
+    def find(self, _place: Place) -> dict[str, str]:
+        if self.found is None:
+            raise QueryUnavailableError("PACS: connection refused")
+        return self.found
+
+
+def confirmer(store: StoreUnderTest, archive: Archive, *, by_find: bool) -> Confirmer:
+    return Confirmer(
+        requests=CommitmentRequestStore(store.engine),
+        commitments=CommitmentStore(store.engine),
+        table=CommitmentTable(settle_s=0.4, check_every_s=0.05),
+        make_uid=lambda: f"2.25.8.{next(NUMBERS)}",
+        archive=PACS,
+        find=archive.find if by_find else None,
+        peer=None if by_find else archive,
+    )
+
+
+def decided(store: StoreUnderTest, worker: Confirmer) -> dict[str, int | None]:
+    """Let it ask until it has decided; SOP Instance UID to the Failure Reason of the answer."""
+    requests = CommitmentRequestStore(store.engine)
+    deadline_s = time.monotonic() + 30
+    while not (ready := requests.due(RequestState.REPORTING)):
+        assert time.monotonic() < deadline_s
+        worker.step()
+        time.sleep(0.05)
+    report = requests.answer(ready[0])
+    return {r.sop_instance_uid: None for r in report.committed} | {
+        r.sop_instance_uid: reason for r, reason in report.failed
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "reasons"),
+    [
+        ({f"{STUDY}.1": CT, f"{STUDY}.2": ""}, [None, None]),
+        ({f"{STUDY}.1": SR}, [CLASS_CONFLICT, NO_SUCH_INSTANCE]),
+        ({}, [NO_SUCH_INSTANCE] * 2),
+        (None, [PROCESSING_FAILURE] * 2),
+    ],
+)
+def test_an_archive_that_is_asked_by_find(
+    store: StoreUnderTest, found: dict[str, str] | None, reasons: list[int | None]
+) -> None:
+    """That this node holds both is no reason to say so."""
+    store.receive(count=2)
+    CommitmentRequestStore(store.engine).take(SCANNER, request_of(1, 2))
+    answer = decided(store, confirmer(store, Archive(find=found), by_find=True))
+    assert [answer[f"{STUDY}.{n}"] for n in (1, 2)] == reasons
+
+
+def test_what_never_came_here_is_not_confirmed(store: StoreUnderTest) -> None:
+    CommitmentRequestStore(store.engine).take(SCANNER, request_of(1))
+    archive = Archive(find={f"{STUDY}.1": CT})
+    answer = decided(store, confirmer(store, archive, by_find=True))
+    assert answer == {f"{STUDY}.1": NO_SUCH_INSTANCE}
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_an_archive_that_is_asked_by_commitment(store: StoreUnderTest, reports: bool) -> None:
+    CommitmentRequestStore(store.engine).take(SCANNER, request_of(1, 2))
+    archive = Archive()
+    worker = confirmer(store, archive, by_find=False)
+    worker.step()
+    (request,) = archive.asked
+    assert {r.sop_instance_uid for r in request.references} == {f"{STUDY}.1", f"{STUDY}.2"}
+    if reports:
+        CommitmentStore(store.engine).settle(
+            CommitmentReport(transaction_uid=request.transaction_uid, committed=request.references),
+            redeliveries=3,
+            retry_s=60.0,
+        )
+    answer = decided(store, worker)
+    assert set(answer.values()) == ({None} if reports else {PROCESSING_FAILURE})
 
 
 def test_ended_requests_are_forgotten(store: StoreUnderTest) -> None:

@@ -31,7 +31,14 @@ class Orthanc:
     `plugins` are base names of Debian's plugin libraries, such as ``OrthancDicomWeb``.
     """
 
-    def __init__(self, home: Path, plugins: Sequence[str] = (), *, may_ask: bool = True) -> None:
+    def __init__(
+        self,
+        home: Path,
+        plugins: Sequence[str] = (),
+        *,
+        may_ask: bool = True,
+        may_retrieve: bool = False,
+    ) -> None:
         self._program = require_program("Orthanc", "orthanc")
         self.home = home
         self.dicom_port = free_port()
@@ -52,6 +59,8 @@ class Orthanc:
                     "DicomCheckCalledAet": True,
                     "DicomAlwaysAllowStore": True,
                     "DicomAlwaysAllowFind": may_ask,
+                    "DicomAlwaysAllowGet": may_retrieve,
+                    "DicomAlwaysAllowMove": may_retrieve,
                     "OverwriteInstances": False,
                     # It only has to survive the test's own stop and start.
                     "SyncStorageArea": False,

@@ -15,7 +15,14 @@ from pe_triage.domain import Outcome, StudyState
 from pe_triage.monitoring import WatchTable
 from pe_triage.watch.alarms import NAMES, day_chart, draw, judge
 from pe_triage.watch.metrics import exposition, gauges
-from pe_triage.watch.samples import History, RunSample, Situation, Waiting, attention_entropy
+from pe_triage.watch.samples import (
+    History,
+    RunSample,
+    Situation,
+    Uncommitted,
+    Waiting,
+    attention_entropy,
+)
 
 T0 = datetime(2026, 3, 1, 8, tzinfo=UTC)
 SETTINGS = WatchTable(silent_s=3600)
@@ -142,6 +149,11 @@ def situations() -> list[tuple[str, Situation]]:
         ("watch.no_delivery", Situation(waiting=(dead,))),
         ("watch.no_delivery", Situation(waiting=(replace(dead, since_taken_s=None),))),
         ("watch.parked", Situation(waiting=(replace(dead, pending=0, parked=1),))),
+        (
+            "watch.not_committed",
+            Situation(uncommitted=(Uncommitted(destination="PACS", objects=2, oldest_s=9 * HOUR),)),
+        ),
+        ("watch.commitment_unheard", Situation(unheard=1)),
         ("watch.failed", Situation(failed=1)),
         ("watch.quarantine", Situation(quarantined=1)),
         ("watch.no_study", Situation(since_came_s=2 * HOUR)),
@@ -180,6 +192,8 @@ def test_every_alarm_is_named_and_described() -> None:
         "watch.attention_entropy",
         "watch.reconciliation",
         "watch.reconciliation_failed",
+        # Raised by what removes files.
+        "watch.space",
     }
     assert planted == set(NAMES)
 
