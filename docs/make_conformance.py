@@ -21,7 +21,11 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.tag import Tag
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from pe_triage import commitment
+from pe_triage.archive import CommitmentTable
 from pe_triage.config import Settings
+from pe_triage.deliver import commitment as commitment_scu
+from pe_triage.deliver import retrieve_scu
 from pe_triage.deliver.acknowledgements import ACKNOWLEDGEMENTS, ERROR_CODES
 from pe_triage.deliver import find_scu
 from pe_triage.deliver.backoff import FIRST_DELAY_S, GIVE_UP_AFTER_S, MAX_DELAY_S
@@ -42,6 +46,8 @@ from pe_triage.domain import (
     ResultKind,
     TriageResult,
 )
+from pe_triage.node.commitments import BATCH, LONGEST_SILENCE_S, REMEMBERED_S
+from pe_triage.receive import commitments as commitment_scp
 from pe_triage.receive import part10, storing, upper_layer, validate
 from pe_triage.receive.contexts import (
     STORAGE_CLASSES,
@@ -379,6 +385,7 @@ def document() -> str:
         ],
     )
     settings = ReportSettings()
+    archive = CommitmentTable.model_fields
     return f"""# DICOM conformance statement
 
 Written by `docs/make_conformance.py` from the code; a test fails when the two differ. Structured
@@ -397,7 +404,9 @@ same study.
     ("Verification", "yes (`pe-triage echo`)", "yes"),
     ("Storage", "yes (results)", "yes (every Storage SOP class)"),
     ("Query/Retrieve: FIND, Study Root", "yes, by configuration", "no"),
-    ("Storage Commitment, Worklist, MPPS", "see A.4.2.4", "no"),
+    ("Query/Retrieve: MOVE and GET, Study Root", "yes, by configuration", "no"),
+    ("Storage Commitment Push Model", "yes, by configuration", "yes, by configuration"),
+    ("Worklist, MPPS", "no", "no"),
     ("UPS-RS (PS3.18 Section 11)", "user agent, by configuration", "no"),
     ("Media interchange", "no", "no"),
 ])}
@@ -487,7 +496,7 @@ patient are compared with those that were frozen when the study was queued.
 
 {statuses}
 
-Any other status: RETRY. Storage commitment, retrieval and query are not part of this statement.
+Any other status: RETRY.
 
 #### A.4.2.5 Association initiation: questions to an archive
 
@@ -523,6 +532,84 @@ what is found is retrieved. One that is SCHEDULED, of the same patient and study
 code 110005 DCM gets a higher priority by Update Workitem without a Transaction UID (PS3.4 Section
 CC.2.6.2), and none is created. One IN PROGRESS is left alone, and the delivery ends as WARNING.
 Tested against a small UPS-RS server of the test suite only: no free one was at hand.
+
+#### A.4.2.7 Storage commitment, as SCU
+
+Only for destinations under `commitment.of`. {table(("", "value"), [
+    ("SOP class and instance", f"`{commitment.PUSH_MODEL}`, `{commitment.WELL_KNOWN_INSTANCE}`"),
+    ("proposed with", "Explicit and Implicit VR Little Endian; no role selection"),
+    ("N-ACTION", f"Action Type ID {commitment.REQUEST_ACTION}; at most {BATCH} instances; a new "
+     "Transaction UID each time"),
+    ("asked", f"{archive['delay_s'].default:g} s after delivery"),
+    ("association kept open for a report on it", f"{archive['linger_s'].default:g} s"),
+    ("asked again without a report", f"after {archive['ask_again_s'].default:g} s, doubling to "
+     f"{LONGEST_SILENCE_S:g} s"),
+    ("no longer asked", f"after {archive['give_up_s'].default / 86400:g} days"),
+])}
+
+A report (N-EVENT-REPORT) is taken on the request's association, also where it overtakes the
+N-ACTION response, and on an association that the archive opens: there both roles of role selection
+are accepted as proposed, and a report on a context without role selection is taken too. The calling
+AE title must be that of who was asked, or stand in `commitment.report_aets`. It is answered
+{commitment_scp.SUCCESS:04X} once it is durable, also where its transaction UID is unknown (it is
+logged then, and changes nothing) or was reported before. Reports of the last
+{REMEMBERED_S / 86400:g} days' requests are known. A yes counts whenever it comes. A no counts for the
+newest request about an object only:
+
+{table(("Failure Reason (0008,1197)", "what is done", "words"), [
+    (f"{reason:04X}", rule.remedy.value, rule.words)
+    for reason, rule in commitment.FAILURE_RULES.items()
+])}
+
+Any other: {commitment.UNKNOWN_FAILURE.remedy.value}. REDELIVER: the same object is sent again under
+the same UID, at most {archive['redeliveries'].default} times, then it is parked. Statuses of
+N-ACTION and N-EVENT-REPORT responses, where RETRY and PARK both ask again later:
+
+{table(("status", "taken as", "words"), [
+    (f"{r.first:04X}", r.verdict.value, r.words) for r in commitment_scu.COMMITMENT_RULES
+])}
+
+#### A.4.2.8 Storage commitment, as SCP
+
+Only for calling AE titles under `commitment.requesters`; for others the context is refused. This
+node is no archive: an instance is confirmed only where the PACS under `commitment.archive` has
+confirmed it, by C-FIND at IMAGE level (default) or by storage commitment in its turn; never because
+this node holds it. The N-ACTION response says that the request is durable; nothing else:
+
+{table(("status", "meaning"), [
+    (f"{status:04X}", words) for status, words in commitment_scp.STATUS_WORDS.items()
+])}
+
+The PACS is asked until it holds everything, at most {archive['settle_s'].default:g} s. The
+N-EVENT-REPORT is always sent on a new association, to the requester's configured address, with role
+selection (SCU role 0, SCP role 1); a requester that accepts the context without an answer to it is
+reported to all the same. Event Type ID {commitment.ALL_COMMITTED} where all is confirmed, else
+{commitment.FAILURES_EXIST} with Failure Reason {commitment.NO_SUCH_INSTANCE:04X} (the PACS does not
+have it, or this node never received it), {commitment.CLASS_CONFLICT:04X} (it has another class under
+this UID), {commitment.PROCESSING_FAILURE:04X} (the PACS could not be asked),
+{commitment.DUPLICATE_TRANSACTION:04X} (the Transaction UID was used for other instances), or the
+reason of the PACS' own report. What is not taken is sent again as results are, for
+{GIVE_UP_AFTER_S / 86400:g} days. The same request again is answered again. At most
+{commitment.MAX_REFERENCES} instances in a request. Tested against Orthanc both ways.
+
+#### A.4.2.9 Retrieval
+
+Only with `retrieve.pacs` or `query.pacs`, when a person asks (`pe-triage reprocess`). C-FIND at
+STUDY, SERIES and IMAGE level says what there is; then C-MOVE (`{retrieve_scu.STUDY_ROOT_MOVE}`, to
+this node's own AE title) or, by configuration, C-GET (`{retrieve_scu.STUDY_ROOT_GET}`, with SCP role
+for the storage classes that the C-FIND named), at SERIES level, for the rest of a series at IMAGE
+level with a list of at most {retrieve_scu.UIDS_AT_ONCE} UIDs. The study is queued when every
+instance that the C-FIND named is here, whatever the final status says. Tested against Orthanc and
+DCMTK's dcmqrscp.
+
+{table(("status that ends a retrieval", "taken as", "words"), [
+    (
+        f"{r.first:04X}" if r.first == r.last else f"{r.first:04X}–{r.last:04X}",
+        r.course.value,
+        r.words,
+    )
+    for r in retrieve_scu.RETRIEVE_RULES
+])}
 
 ### A.4.3 Network interfaces
 

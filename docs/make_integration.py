@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pydantic_core import PydanticUndefined
 
+from pe_triage.archive import ARCHIVE_TABLES
 from pe_triage.destinations import TABLES
 
 
@@ -17,6 +18,8 @@ def rows(table: type) -> list[str]:
         if name == "type":
             continue
         default = "required" if field.default is PydanticUndefined else f"`{field.default!r}`"
+        if field.default_factory is not None:
+            default = f"`{field.default_factory()!r}`"
         found.append(f"| `{name}` | {default} | {field.description} |")
     return found
 
@@ -28,6 +31,10 @@ def type_of(table: type) -> str:
 
 def main() -> None:
     """Print every table."""
+    for name, table in ARCHIVE_TABLES.items():
+        print(f"\n### `{name}`\n")
+        print("| key | default | meaning |\n|---|---|---|")
+        print("\n".join(rows(table)))
     for table in TABLES:
         print(f"\n### `type = \"{type_of(table)}\"`\n")
         print(table.__doc__)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydicom import dcmread
@@ -92,9 +93,16 @@ class StoreScp(_Peer):
 
 
 class QrScp(_Peer):
-    """``dcmqrscp``: an archive that answers C-FIND."""
+    """``dcmqrscp``: an archive that answers C-FIND, C-GET, and C-MOVE to whom it knows.
+
+    `destinations` are AE titles to ports on this machine.
+    """
 
     aet = "QRSCP"
+
+    def __init__(self, home: Path, destinations: Mapping[str, int] | None = None) -> None:
+        super().__init__(home)
+        self._destinations = dict(destinations or {})
 
     def __enter__(self) -> QrScp:
         self.start()
@@ -103,11 +111,15 @@ class QrScp(_Peer):
     def _command(self) -> list[str]:
         storage = self.home / "storage"
         storage.mkdir(exist_ok=True)
+        hosts = "".join(
+            f"{aet.lower()} = ({aet}, localhost, {port})\n"
+            for aet, port in self._destinations.items()
+        )
         (self.home / "dcmqrscp.cfg").write_text(
             f"NetworkTCPPort = {self.port}\n"
             "MaxPDUSize = 16384\n"
             "MaxAssociations = 16\n"
-            "HostTable BEGIN\nHostTable END\n"
+            f"HostTable BEGIN\n{hosts}HostTable END\n"
             "VendorTable BEGIN\nVendorTable END\n"
             "AETable BEGIN\n"
             f"{self.aet} {storage} RW (200, 1024mb) ANY\n"

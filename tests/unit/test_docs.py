@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from pe_triage.archive import ARCHIVE_TABLES
 from pe_triage.config import load_settings
 from pe_triage.destinations import TABLES
 
@@ -56,6 +57,25 @@ def test_every_key_of_a_destination_is_documented(table: type) -> None:
     section = text[start:].split("\n### ")[0]
     for row in script("make_integration").rows(table):
         assert row in section, "run: PYTHONPATH=. python docs/make_integration.py"
+
+
+@pytest.mark.parametrize("name", ARCHIVE_TABLES)
+def test_every_key_of_archives_is_documented(name: str) -> None:
+    text = (DOCS / "integration.md").read_text(encoding="utf-8")
+    section = text[text.index(f"### `{name}`") :].split("\n### ")[0]
+    for row in script("make_integration").rows(ARCHIVE_TABLES[name]):
+        assert row in section, "run: PYTHONPATH=. python docs/make_integration.py"
+
+
+def test_the_examples_of_archives_can_be_loaded(tmp_path: Path) -> None:
+    text = (DOCS / "integration.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```toml archive\n(.*?)```", text, flags=re.DOTALL)
+    assert len(examples) == 2
+    for number, example in enumerate(examples):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(example, encoding="utf-8")
+        settings = load_settings({}, config_file=path, environ={})
+        assert settings.commitment.of or settings.retrieve_from is not None
 
 
 def test_every_key_and_alarm_of_watching_is_documented() -> None:

@@ -49,6 +49,7 @@ FLOOR: dict[str, int] = {
     "web": 5,
     "app": 5,
     "committing": 5,
+    "retrieving": 5,
     "keeping": 5,
     "startup": 5,
     "watchers": 5,
@@ -95,7 +96,8 @@ ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
     "app": {"committing", "keeping", "startup", "watchers"},
     "keeping": {"startup", "watchers"},
     "committing": {"watchers"},
-    "cli": {"app", "keeping", "watchers"},
+    "retrieving": {"watchers"},
+    "cli": {"app", "keeping", "retrieving", "watchers"},
     # Evaluation judges what is served, so it predicts and explains by the code that serves. The
     # demonstration model is made of phantoms.
     "training": {"infer", "phantom"},

@@ -1,0 +1,185 @@
+"""Fetching, with an archive and a store that are scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pe_triage.deliver.find_scu import PacsSeries, PacsStudy
+from pe_triage.deliver.retrieve_scu import Course, Part, Progress, Retrieved, parts_of
+from pe_triage.domain import PatientIdentity
+from pe_triage.errors import InputError, QueryUnavailableError, StudyNotFoundError
+from pe_triage.node.retrieval import RetrievalError, RetrievalLaterError, Retriever, ask_archive
+
+STUDY, CT = "2.25.7", "1.2.840.10008.5.1.4.1.1.2"
+PATIENT = PatientIdentity(patient_id="SECRET", issuer="")
+OTHER = PatientIdentity(patient_id="OTHER", issuer="")
+DONE = Retrieved(course=Course.DONE)
+
+
+class Archive:
+    """Series UID to (modality, number of instances)."""
+
+    def __init__(self, *patients: PatientIdentity, **series: tuple[str, int]) -> None:
+        self.patients = patients or (PATIENT,)
+        self.content = series or {"a": ("CT", 3)}
+        self.down = False
+
+    def study(self, study_uid: str) -> tuple[PacsStudy, ...]:
+        if self.down:
+            raise QueryUnavailableError("PACS: connection refused")
+        return tuple(
+            PacsStudy(
+                study_uid=study_uid, identity=patient, name="", birth_date="", study_date="",
+                study_time="", description="", modalities=(), series=None, instances=None,
+            )
+            for patient in self.patients
+        )  # fmt: skip
+
+    def series(self, _study_uid: str) -> tuple[PacsSeries, ...]:
+        return tuple(
+            PacsSeries(series_uid=uid, modality=modality, description="", instances=count)
+            for uid, (modality, count) in self.content.items()
+        )
+
+    def instances(self, _study_uid: str, series_uid: str) -> dict[str, str]:
+        return {f"{series_uid}.{n}": CT for n in range(self.content[series_uid][1])}
+
+
+class Studies:
+    def __init__(self, identity: PatientIdentity | None = None) -> None:
+        self.identity = identity
+        self.held: set[str] = set()
+        self.quarantine: str | None = None
+
+    def get(self, study_uid: str) -> Any:
+        if self.identity is None:
+            raise StudyNotFoundError(study_uid)
+        return SimpleNamespace(identity=self.identity, quarantine_reason=self.quarantine)
+
+    def instances(self, _study_uid: str) -> list[Any]:
+        return [SimpleNamespace(sop_instance_uid=uid) for uid in self.held]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def retriever(
+    archive: Archive,
+    studies: Studies,
+    move: Callable[[Part, Callable[[Progress], None]], Retrieved],
+) -> Retriever:
+    clock = Clock()
+    return Retriever(
+        archive=archive,
+        studies=studies,  # type: ignore[arg-type]
+        modality="CT",
+        attempts=2,
+        index_wait_s=5.0,
+        move=move,
+        monotonic=clock,
+        sleep=clock.sleep,
+    )
+
+
+def sends(studies: Studies, archive: Archive, *, but: Sequence[str] = ()) -> Any:
+    """A C-MOVE that sends all but these, and says success whatever it did."""
+    parts: list[Part] = []
+
+    def move(part: Part, _on: Callable[[Progress], None]) -> Retrieved:
+        parts.append(part)
+        asked = part.sop_instance_uids or tuple(archive.instances(STUDY, part.series_uid))
+        studies.held |= set(asked) - set(but)
+        return DONE
+
+    move.parts = parts  # type: ignore[attr-defined]
+    return move
+
+
+def test_all_of_it() -> None:
+    studies, archive = Studies(), Archive(a=("CT", 3), b=("CT", 2), c=("SR", 1))
+    move = sends(studies, archive)
+    assert retriever(archive, studies, move).fetch(STUDY) == 5
+    assert [part.series_uid for part in move.parts] == ["a", "b"]
+    assert retriever(archive, studies, move).fetch(STUDY) == 5
+    assert len(move.parts) == 2, "what is held is not asked for"
+
+
+def test_only_what_is_missing() -> None:
+    studies, archive = Studies(PATIENT), Archive(a=("CT", 3))
+    studies.held = {"a.0"}
+    move = sends(studies, archive)
+    retriever(archive, studies, move).fetch(STUDY)
+    assert [part.sop_instance_uids for part in move.parts] == [("a.1", "a.2")]
+
+
+def test_success_is_not_believed() -> None:
+    studies, archive = Studies(), Archive(a=("CT", 3))
+    move = sends(studies, archive, but=["a.1"])
+    with pytest.raises(RetrievalError, match="1 of the 3 instances"):
+        retriever(archive, studies, move).fetch(STUDY)
+    assert [part.sop_instance_uids for part in move.parts] == [(), ("a.1",)]
+
+
+@pytest.mark.parametrize(
+    ("course", "error"),
+    [(Course.REFUSED, RetrievalError), (Course.AGAIN, RetrievalLaterError)],
+)
+def test_what_the_archive_says_is_said(course: Course, error: type[Exception]) -> None:
+    ended = Retrieved(course=course, error="PACS: A801: words")
+    with pytest.raises(error, match="A801"):
+        retriever(Archive(), Studies(), lambda *_: ended).fetch(STUDY)
+
+
+def test_an_archive_that_is_away() -> None:
+    archive = Archive()
+    archive.down = True
+    with pytest.raises(RetrievalLaterError, match="refused"):
+        retriever(archive, Studies(), lambda *_: DONE).fetch(STUDY)
+
+
+@pytest.mark.parametrize(
+    ("archive", "studies", "words"),
+    [
+        (Archive(PATIENT, OTHER), Studies(), "several patients"),
+        (Archive(OTHER), Studies(PATIENT), "another patient"),
+        (Archive(a=("MR", 3)), Studies(), "no CT series"),
+    ],
+)
+def test_whose_it_is(archive: Archive, studies: Studies, words: str) -> None:
+    move = sends(studies, archive)
+    with pytest.raises(RetrievalError, match=words) as caught:
+        retriever(archive, studies, move).fetch(STUDY)
+    assert move.parts == []
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_study_in_quarantine_is_not_fetched() -> None:
+    studies = Studies(PATIENT)
+    studies.quarantine = "two patients"
+    with pytest.raises(InputError, match="in quarantine"):
+        retriever(Archive(), studies, lambda *_: DONE).fetch(STUDY)
+
+
+def test_a_class_that_is_not_stated_is_a_ct() -> None:
+    archive = Archive()
+    archive.instances = lambda *_: {"a.0": ""}  # type: ignore[method-assign,assignment]
+    assert CT in ask_archive(archive, STUDY, modality="CT").sop_classes
+
+
+def test_long_lists_are_asked_for_in_parts() -> None:
+    uids = [f"1.2.3.{n}" for n in range(250)]
+    parts = list(parts_of(STUDY, {"1.2.3": uids, "1.2.4": ["1.2.4.0"]}, set(uids[1:])))
+    assert [len(part.sop_instance_uids) for part in parts] == [100, 100, 49]
+    assert {part.identifier().QueryRetrieveLevel for part in parts} == {"IMAGE"}
