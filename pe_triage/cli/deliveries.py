@@ -56,14 +56,21 @@ def retry(
     destination: str | None,
     study: str | None,
 ) -> None:
-    """Send parked results again."""
+    """Send parked results again, and ask again about what is not committed to.
+
+    With --study only what is parked.
+    """
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     from pe_triage.app import open_existing_database
+    from pe_triage.store.commitments import CommitmentStore
     from pe_triage.store.outbox import Outbox
 
-    outbox = Outbox(open_existing_database(settings), settings.data_dir)
-    count = outbox.requeue_parked(destination, study_uid=study)
+    engine = open_existing_database(settings)
+    count = Outbox(engine, settings.data_dir).requeue_parked(destination, study_uid=study)
     click.echo(f"{count} parked deliveries will be tried again")
+    asked = 0 if study is not None else CommitmentStore(engine).ask_again(destination)
+    if asked:
+        click.echo(f"commitment to {asked} delivered objects will be asked for again")
 
 
 @deliveries.command()

@@ -22,3 +22,5 @@ def test_listed_and_retried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     retry = ["deliveries", "retry", "--destination", "PACS@h:1", "--study", "1.2", *where]
     assert main(retry) == 0
     assert "0 parked deliveries" in capsys.readouterr().out
+    assert main(["deliveries", "retry", *where]) == 0
+    assert "commitment" not in capsys.readouterr().out
