@@ -101,7 +101,7 @@ def make(
         return made
 
     yield new
-    monkeypatch.setattr(predictor, "_recall", None)
+    predictor._recall = None
 
 
 DOUBLED: dict[str, Any] = {}
