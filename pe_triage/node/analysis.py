@@ -129,9 +129,7 @@ def analyse_study(
         manifest_digest=StudyManifest.of(study_uid, images).digest,
         identity=identity,
     )
-    headers = {
-        uid: restated(header, corrected) for uid, header in _headers(images, result).items()
-    }
+    headers = {uid: restated(header, corrected) for uid, header in _headers(images, result).items()}
     objects = build_results(
         result=result,
         study=study,
