@@ -108,7 +108,7 @@ class Recall:
         """Digest of a slice in anatomical order, as this encoder would see it."""
         digest = hashlib.sha256(self._identity)
         digest.update(struct.pack("<II", *hu_yx.shape))
-        digest.update(np.ascontiguousarray(hu_yx, dtype="<i2"))
+        digest.update(np.ascontiguousarray(hu_yx, dtype="<i2").data)
         return digest.digest()
 
     def keys(self, hu_zyx: NDArray[np.int16]) -> list[Key]:

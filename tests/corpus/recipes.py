@@ -493,7 +493,8 @@ def files_of(s: Slice) -> list[bytes]:
     if not isinstance(s, Enhanced):
         return [encode(s)]
     headers, pixels = [f.header for f in s.frames], [f.stored for f in s.frames]
-    options = replace(s.options, cut=s.options.cut or max((f.cut for f in s.frames), default=0))
+    cut = s.options.cut or max((f.cut for f in s.frames), default=0)
+    options = replace(s.options, cut=cut, encoders=COMPRESSED)
     files = enhanced_files(headers, pixels, s.syntax, options)
     return [files[i] for i in chosen(files, s.sent or "all")]
 

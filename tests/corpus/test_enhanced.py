@@ -23,6 +23,8 @@ OTHERWISE = {
     "no-type",
     # No number, which the library that writes frames does not write either.
     "thickness-text",
+    # Lossy Image Compression is required of Enhanced CT (PS3.3 C.8.15.2): it is never left unsaid.
+    "lossy-jpeg-ls", "lossy-jpeg-2000",
 }  # fmt: skip
 """Cases about what an Enhanced CT image cannot be, or says in another way."""
 PLAIN = [c for c in CASES if "enhanced" not in c.recipe and c.id not in OTHERWISE]

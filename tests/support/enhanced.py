@@ -84,6 +84,10 @@ class Options:
     cut: int = 0
     """Bytes of pixel data left away at the end."""
     edits: list[Callable[[Dataset], None]] = field(default_factory=list)
+    encoders: Mapping[str, Callable[[NDArray[Any]], bytes]] = field(
+        default_factory=lambda: ENCODERS
+    )
+    """Of a frame, by transfer syntax; others are written uncompressed."""
 
 
 def enhanced_files(
@@ -269,8 +273,8 @@ def _add_pixels(
     syntax: str,
     options: Options,
 ) -> None:
-    if syntax in ENCODERS:
-        streams = [ENCODERS[syntax](np.ascontiguousarray(p)) for p in pixels]
+    if syntax in options.encoders:
+        streams = [options.encoders[syntax](np.ascontiguousarray(p)) for p in pixels]
         streams = streams[: len(streams) - bool(options.cut)]
         ds.PixelData = encapsulate(
             streams, fragments_per_frame=options.fragments, has_bot=options.offsets
