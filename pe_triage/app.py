@@ -12,7 +12,6 @@ import random
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from pe_triage.errors import InputError, PeTriageError
 from pe_triage.logs import get_logger, setup_logging
 from pe_triage.node.link import ChildLink
 from pe_triage.node.supervisor import ProcessSpec, Supervisor
+from pe_triage.resources import demonstration_bundle
 from pe_triage.startup import (
     check_bundle,
     check_device,
@@ -91,21 +91,15 @@ def analysis_options(settings: Settings) -> AnalysisOptions:
     )
 
 
-def load_predictor(settings: Settings, bundles_dir: Path) -> Predictor:
-    """Load the bundle in force; the built-in one is written to `bundles_dir` where absent.
+def load_predictor(settings: Settings) -> Predictor:
+    """Load the bundle in force: the site's, or the demonstration bundle of the package.
 
     One event says which model, and what runs it.
     """
     from pe_triage.infer.predictor import Predictor
 
-    if settings.model is not None:
-        path = settings.model
-    else:
-        from pe_triage.model.builtin import materialize_untrained
-
-        path = materialize_untrained(bundles_dir)
     predictor = Predictor(
-        path,
+        settings.model or demonstration_bundle(),
         settings.device,
         runtime=settings.runtime,
         batch_size=settings.batch_size or None,
@@ -451,7 +445,7 @@ def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
     from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
 
-    predictor = load_predictor(settings, settings.data_dir / "bundles")
+    predictor = load_predictor(settings)
     analysis = analysis_options(settings)
     return Worker(
         queue=JobQueue(engine, max_attempts=settings.max_attempts),
@@ -499,19 +493,18 @@ def analyse_folder(
     options = analysis_options(settings)
     started = utc_now()
     first = instances[0]
-    with tempfile.TemporaryDirectory(prefix="pe-triage-") as scratch:
-        predictor = load_predictor(settings, Path(scratch))
-        analysis = analyse_study(
-            study_uid=first.study_uid,
-            run=1,
-            identity=first.identity,
-            instances=instances,
-            predictor=predictor,
-            options=options,
-            predecessors=(),
-            now=started.astimezone(),
-            beat=lambda: None,
-        )
+    predictor = load_predictor(settings)
+    analysis = analyse_study(
+        study_uid=first.study_uid,
+        run=1,
+        identity=first.identity,
+        instances=instances,
+        predictor=predictor,
+        options=options,
+        predecessors=(),
+        now=started.astimezone(),
+        beat=lambda: None,
+    )
     written = write_results(out, analysis.objects)
     result = analysis.result
     refused = result.outcome is Outcome.NOT_EVALUATED

@@ -1,7 +1,7 @@
-"""Files that travel with the program: migrations and sample studies.
+"""Files that travel with the program: migrations, sample studies, the demonstration bundle.
 
-In a checkout they stand at the top level, where people look for them; the wheel carries them
-inside the package.
+In a checkout the first two stand at the top level, where people look for them; the wheel carries
+them inside the package.
 """
 
 from __future__ import annotations
@@ -25,3 +25,8 @@ def resource_dir(name: str) -> Path:
         if candidate.is_dir():
             return candidate
     raise InputError(f"this installation of pe-triage lacks its {name} directory; reinstall it")
+
+
+def demonstration_bundle() -> Path:
+    """Directory of the bundle that serves where no other is configured; docs/demonstration.md."""
+    return _PACKAGE / "bundles" / "demonstration"

@@ -19,6 +19,7 @@ from typing import IO, Any
 from pe_triage.config import Settings
 from pe_triage.errors import ConfigurationError, InputError, SchemaError
 from pe_triage.logs import get_logger
+from pe_triage.resources import demonstration_bundle
 from pe_triage.store.engine import open_engine
 from pe_triage.store.migrate import check_schema, upgrade
 
@@ -29,12 +30,11 @@ BACKLOG = 128
 
 def check_bundle(settings: Settings) -> None:
     """Card and weights digest, without torch: a wrong bundle must stop the start, not a worker."""
-    if settings.model is None:
-        return
     from pe_triage.model.bundle import verify_weights
     from pe_triage.model.card import read_card
 
-    verify_weights(settings.model, read_card(settings.model))
+    path = settings.model or demonstration_bundle()
+    verify_weights(path, read_card(path))
 
 
 _DEVICE_CHECK = """

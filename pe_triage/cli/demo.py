@@ -60,7 +60,6 @@ def demo(keep: Path | None, as_json: bool) -> None:
     if keep is None:
         # The images and the database were only a means; the results stay for looking at.
         shutil.rmtree(directory / "spool", ignore_errors=True)
-        shutil.rmtree(directory / "bundles", ignore_errors=True)
     if as_json:
         click.echo(
             json.dumps(

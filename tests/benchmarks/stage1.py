@@ -3,9 +3,10 @@
     python tests/benchmarks/stage1.py [--quick] [--slices 300] [--threads 2] [--rounds 3]
                                       [--model BUNDLE]
 
-The built-in bundle, or the one given, on a phantom of 512 x 512 (256 x 256 with --quick), warm.
-Each runtime works in a process of its own, which tells their memory apart, and they take turns, so
-that a busy moment meets them all; the best round of each counts. Prints JSON:
+The untrained EfficientNet-B0 at 256 x 256, or the bundle given, on a phantom of 512 x 512 (256 x
+256 with --quick), warm. Each runtime works in a process of its own, which tells their memory apart,
+and they take turns, so that a busy moment meets them all; the best round of each counts. Prints
+JSON:
 
 - ``runtimes``: slices/s of stage 1 alone (images prepared before), CPU seconds for each slice
   (which a busy machine changes less), the whole of `predict`, five heatmaps, loading, peak memory;
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, help="[default: 300, with --quick 32]")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model", type=Path, help="bundle [default: built in]")
+    parser.add_argument("--model", type=Path, help="bundle [default: untrained EfficientNet-B0]")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -1,8 +1,9 @@
 """Seconds from the last image to the delivered result, and peak memory of each process.
 
-    python tests/benchmarks/walk.py [--quick] [--slices 300] [--size 512] [--pace 20]
+    python tests/benchmarks/walk.py [--quick] [--slices 300] [--size 512] [--pace 20] [--untrained]
 
-A phantom study is sent to ``pe-triage serve`` with the built-in network, over one association: by
+A phantom study is sent to ``pe-triage serve`` with the demonstration bundle (with --untrained:
+random weights of EfficientNet-B0 at 256 x 256), over one association: by
 DCMTK's storescu, back to back, or with ``--pace`` by pynetdicom at so many images a second, as a
 scanner does. The results go to DCMTK's storescp. The clock starts when the last image was
 received, and again when the node knew that the study was complete (``study.complete``), and stops
@@ -28,6 +29,7 @@ from pynetdicom import AE, build_context
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pe_triage.model.builtin import materialize_untrained
 from pe_triage.phantom import generate_study, write_study
 from tests.support.node import RunningNode, wait_for
 from tests.support.peers import dcmtk_environment, find_program
@@ -89,6 +91,8 @@ def measure(
     runs: list[dict[str, Any]] = []
     peaks: dict[str, float] = {}
     settings = {"ahead": ahead, "threads": options.threads}
+    if options.untrained:
+        settings["model"] = str(materialize_untrained(place / "bundles"))
     with RunningNode(
         place / "node", "--send-to", f"PACS@127.0.0.1:{port}", settings=settings
     ) as node:
@@ -136,6 +140,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2, help="sent one after the other")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pace", type=float, default=0.0, help="images a second; 0: back to back")
+    parser.add_argument("--untrained", action="store_true", help="EfficientNet-B0 at 256 x 256")
     options = parser.parse_args()
     if options.quick:
         options.slices, options.size, options.studies = 90, 256, 1
