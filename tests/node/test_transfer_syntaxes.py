@@ -179,7 +179,7 @@ def test_the_result_is_the_same(
     def answer(name: str) -> tuple[dict[str, Any], int]:
         prepare, program, options = FORMS[name]
         study_uid, files = new_study()
-        folder = tmp_path / f"encoded {name}"
+        folder = tmp_path / f"encoded {study_uid}"
         folder.mkdir()
         files = prepare(files, folder)
         done = send(
