@@ -7,7 +7,6 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,20 @@ from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
 from pe_triage.assemble.rules import EligibilityRules
-from pe_triage.domain import Job, ReceivedInstance
-from pe_triage.imaging.facts import facts_to_json, read_instance
+from pe_triage.domain import Job
+from pe_triage.imaging.facts import facts_to_json
 from pe_triage.imaging.volume import load_volume
 from pe_triage.infer.background import LAST
 from pe_triage.infer.predictor import Predictor
 from pe_triage.infer.recall import CHECKED
 from pe_triage.node import ahead as ahead_module
 from pe_triage.node.ahead import BATCH, Ahead, make_ahead
-from pe_triage.node.roles import role_of
 from pe_triage.node.worker import Worker, WorkerOptions
 from pe_triage.store.engine import open_engine
 from pe_triage.store.migrate import upgrade
 from tests.node.conftest import QUICK, NewStudy, storescu
 from tests.support.node import RunningNode, wait_for
-from tests.support.store import StoreUnderTest
+from tests.support.store import StoreUnderTest, received_file
 
 pytestmark = pytest.mark.usefixtures("fresh_logs")
 
@@ -107,27 +105,8 @@ def make(
 DOUBLED: dict[str, Any] = {}
 
 
-def received(path: Path, association: str = "1") -> ReceivedInstance:
-    record = read_instance(path)
-    return ReceivedInstance(
-        study_uid=record.study_uid,
-        series_uid=record.series_uid,
-        sop_instance_uid=record.sop_instance_uid,
-        sop_class_uid=record.sop_class_uid,
-        transfer_syntax_uid=record.transfer_syntax_uid,
-        identity=record.identity,
-        sha256="0" * 64,
-        size_bytes=path.stat().st_size,
-        path=path,
-        received_at=datetime.now(UTC),
-        calling_aet="CT",
-        facts=record.facts,
-        role=role_of(record.sop_class_uid, record.facts),
-    )
-
-
 def arrive(store: StoreUnderTest, files: Sequence[Path]) -> None:
-    instances = [received(path) for path in files]
+    instances = [received_file(path) for path in files]
     store.studies.record([(i, facts_to_json(i.facts), "assoc-1") for i in instances])
 
 
@@ -139,7 +118,7 @@ def shuffled(files: Sequence[Path], seed: int = 3) -> list[Path]:
 
 def plain_answer(predictor: Predictor, files: Sequence[Path]) -> NDArray[np.float32]:
     """Embeddings of all slices at once, without any memory."""
-    return predictor.embed(load_volume([received(path) for path in files]))
+    return predictor.embed(load_volume([received_file(path) for path in files]))
 
 
 def answer(
@@ -149,7 +128,7 @@ def answer(
     spy = Spy(predictor.runtime)
     with monkeypatch.context() as patch:
         patch.setattr(predictor, "_runtime", spy)
-        inference = predictor.predict(load_volume([received(path) for path in files]))
+        inference = predictor.predict(load_volume([received_file(path) for path in files]))
     return inference.feat_zd, spy.slices
 
 
@@ -172,7 +151,7 @@ def test_whatever_the_order_of_arrival_the_bits_are_the_same(
     np.testing.assert_array_equal(found, expected)
     assert encoded == 3 + CHECKED
     # Its run has ended, and the study grows: nothing is left, and all is made again.
-    (series_uid,) = {received(path).series_uid for path in files}
+    (series_uid,) = {received_file(path).series_uid for path in files}
     ahead.forget([series_uid])
     assert ahead.look() == 60
     found, encoded = answer(predictor, files, monkeypatch)
@@ -213,7 +192,7 @@ def test_of_a_studys_series_only_the_one_that_would_be_chosen_is_read(
     ahead = make()
     arrive(store, [*lung, *soft])
     assert ahead.look() == 60
-    (series_uid,) = {received(path).series_uid for path in soft}
+    (series_uid,) = {received_file(path).series_uid for path in soft}
     assert len(ahead._recall.known(series_uid)) == 60
 
 
@@ -359,6 +338,6 @@ def test_kill_9_while_working_ahead_costs_only_recomputation(
         assert used["slices"] == 60
         assert used["kept"] > 0
         assert not node.events("ahead.disagrees")
-    expected = predictor.predict(load_volume([received(path) for path in files])).prediction
+    expected = predictor.predict(load_volume([received_file(path) for path in files])).prediction
     assert [s["probability"] for s in doc["slices"]] == expected.slice_probability_z.tolist()
     assert [s["attention"] for s in doc["slices"]] == expected.attention_z.tolist()

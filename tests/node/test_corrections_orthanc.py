@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pe_triage.addresses import parse_destination
 from pe_triage.deliver.find_scu import QueryScu
-from pe_triage.domain import InstanceRole, PatientIdentity, ReceivedInstance
-from pe_triage.imaging.facts import read_instance
+from pe_triage.domain import PatientIdentity
 from pe_triage.monitoring import IDENTITY_ATTRIBUTES
 from pe_triage.node.corrections import Corrections, Remade
 from pe_triage.node.pacs_identity import Agreement, PacsIdentity, person_of_study
@@ -19,6 +18,7 @@ from tests.support.assembling import T0, fast_engine
 from tests.support.finding import tiny_ct
 from tests.support.orthanc import Orthanc
 from tests.support.peers import dcmtk_environment, require_program
+from tests.support.store import received_file
 
 UID = "2.25.9401"
 PERSON = {
@@ -35,25 +35,6 @@ NOW = {
     "PatientBirthDate": "19500102",
     "PatientSex": "F",
 }
-
-
-def received(path: Path) -> ReceivedInstance:
-    record = read_instance(path)
-    return ReceivedInstance(
-        study_uid=record.study_uid,
-        series_uid=record.series_uid,
-        sop_instance_uid=record.sop_instance_uid,
-        sop_class_uid=record.sop_class_uid,
-        transfer_syntax_uid=record.transfer_syntax_uid,
-        identity=record.identity,
-        sha256="a" * 64,
-        size_bytes=1,
-        path=path,
-        received_at=T0,
-        calling_aet="CT1",
-        facts=record.facts,
-        role=InstanceRole.IMAGE,
-    )
 
 
 def test_what_orthanc_answers_after_a_merge_is_proof_when_every_image_is_there(
@@ -76,7 +57,7 @@ def test_what_orthanc_answers_after_a_merge_is_proof_when_every_image_is_there(
     send(files[:3])
     with fast_engine(tmp_path / "node.sqlite3") as engine:
         studies = StudyStore(engine, tmp_path)
-        studies.record([(received(path), {}, "a-1") for path in files])
+        studies.record([(received_file(path, received_at=T0), {}, "a-1") for path in files])
         scu = QueryScu(parse_destination(orthanc.address), "PETRIAGE")
         corrections = Corrections(
             archive=scu,

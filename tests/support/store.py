@@ -22,6 +22,8 @@ from pe_triage.domain import (
     ResultKind,
     StudyState,
 )
+from pe_triage.imaging.facts import read_instance
+from pe_triage.node.roles import role_of
 from pe_triage.routing import Route
 from pe_triage.store.jobs import JobQueue, ResultRow
 from pe_triage.store.outbox import Outbox
@@ -173,3 +175,24 @@ def result_rows(job: Job) -> list[ResultRow]:
         )
         for number, kind in enumerate((ResultKind.SR, ResultKind.SUMMARY))
     ]
+
+
+def received_file(path: Path, **changes: Any) -> ReceivedInstance:
+    """The instance in a file, as if it had just been received."""
+    record = read_instance(path)
+    values: dict[str, Any] = {
+        "study_uid": record.study_uid,
+        "series_uid": record.series_uid,
+        "sop_instance_uid": record.sop_instance_uid,
+        "sop_class_uid": record.sop_class_uid,
+        "transfer_syntax_uid": record.transfer_syntax_uid,
+        "identity": record.identity,
+        "sha256": "0" * SHA_LENGTH,
+        "size_bytes": path.stat().st_size,
+        "path": path,
+        "received_at": datetime.now(UTC),
+        "calling_aet": "CT",
+        "facts": record.facts,
+        "role": role_of(record.sop_class_uid, record.facts),
+    }
+    return ReceivedInstance(**values | changes)
