@@ -31,7 +31,7 @@ from pe_triage.training.demonstration.seeds import read_seeds
 from pe_triage.training.evaluate import Options, evaluate
 from pe_triage.training.reporting import Reporter
 
-EXAMS: Final = 600
+EXAMS: Final = 300
 PARTS: Final = {"standard": "test-standard", "hard": "test-hard"}
 
 
