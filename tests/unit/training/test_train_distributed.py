@@ -100,3 +100,40 @@ def test_torchrun_trains(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert load_bundle(out / "bundle").card.spec.size == 64
+
+
+@pytest.mark.long
+def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
+    """The command itself, with Adam and augmentation, on a network without batch normalisation."""
+    tree = small_tree(tmp_path / "t", 8, size=64, slices=6)
+    for processes in (1, 2):
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            "--nproc-per-node", str(processes), "-m", "pe_triage", "train", "plain-cnn",
+            "--data", str(tree), "--out", str(tmp_path / f"run{processes}"), "--size", "32",
+            "--epochs1", "3", "--batch1", "4", "--max-steps1", "4", "--lr1", "1e-4",
+            "--validation", "0.34", "--device", "cpu", "--no-tensorboard",
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    histories = [
+        json.loads((tmp_path / f"run{n}" / "stage1-history.json").read_text())["history"]
+        for n in (1, 2)
+    ]
+    for a, b in zip(*histories, strict=True):
+        for name in ("training_loss", "validation_loss"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+    assert histories[0][0]["training_loss"] != histories[0][2]["training_loss"]
+    one, two = (load_bundle(tmp_path / f"run{n}" / "bundle").network for n in (1, 2))
+    away = torch.cat([
+        (a - b).abs().flatten()
+        for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+        if a.is_floating_point()
+    ])  # fmt: skip
+    # Adam makes a whole step of the rounding error of a gradient that is all but zero: 12 steps of
+    # 1e-4 are the most that a weight can be away, and hardly any may be.
+    assert float(away.max()) < 3e-3
+    assert float((away > 1e-5).float().mean()) < 0.01
