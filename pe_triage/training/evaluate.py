@@ -38,6 +38,7 @@ from pe_triage.training.evaluate_data import (
 )
 from pe_triage.training.evaluate_gallery import Case, choose_cases, make_case
 from pe_triage.training.evaluate_localisation import Peak, localisation_figures
+from pe_triage.training.evaluate_position import position_document
 from pe_triage.training.evaluate_report import render
 from pe_triage.training.evaluate_run import Run, run_bundle, same_encoder
 from pe_triage.training.evaluate_seeds import PUBLISHED
@@ -250,6 +251,7 @@ def make_document(
             "problems": dict(data.problems),
         },
         "labels": labels,
+        "slice_position_alone": position_document(table, slice_truth, resampler),
         "challenge": score_document(table, exam_truth, slice_truth, resampler),
         "violations": {"by_rule": table.violations(), "exams": _inconsistent(table)},
         "subgroups": subgroup_documents(pe, run.studies, run.facts, called, resampler),

@@ -125,7 +125,7 @@ def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
     ]
     for a, b in zip(*histories, strict=True):
         for name in ("training_loss", "validation_loss"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+            assert a[name] == pytest.approx(b[name], rel=1e-3), name
     assert histories[0][0]["training_loss"] != histories[0][2]["training_loss"]
     one, two = (load_bundle(tmp_path / f"run{n}" / "bundle").network for n in (1, 2))
     away = torch.cat([
