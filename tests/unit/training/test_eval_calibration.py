@@ -9,11 +9,13 @@ from pe_triage.domain import EXAM_LABELS, IMAGE_LABEL
 from pe_triage.errors import InputError
 from pe_triage.model.consistency import count_violations
 from pe_triage.model.decisions import PE, THRESHOLD_KEYS
+from pe_triage.model.spec import SPECS
 from pe_triage.training.calibration import (
     Aim,
     CalibrationData,
     brier,
     choose_thresholds,
+    default_aim,
     ece_replicates,
     fit_temperatures,
     operating_point,
@@ -123,6 +125,12 @@ def test_operating_point_by_hand() -> None:
 def test_an_aim_that_cannot_be_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match="aim"):
         Aim.parse(text)
+
+
+def test_the_aim_by_default_is_that_of_the_specs_source() -> None:
+    assert str(default_aim(SPECS["attention-bilstm"])) == "sensitivity>=0.95"
+    youden = {name for name, spec in SPECS.items() if str(default_aim(spec)) == "youden"}
+    assert youden == {"effnet", "effnet-lstm", "effnet-tcn", "r3d18", "r3d18-lstm", "r3d18-tcn"}
 
 
 def test_thresholds_for_every_key_in_range_and_reached() -> None:

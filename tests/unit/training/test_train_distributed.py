@@ -104,7 +104,10 @@ def test_torchrun_trains(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
-    """The command itself, with Adam and augmentation, on a network without batch normalisation."""
+    """The command itself, with Adam, on a network without batch normalisation.
+
+    Without augmentation, whose noise each process draws by itself.
+    """
     tree = small_tree(tmp_path / "t", 8, size=64, slices=6)
     for processes in (1, 2):
         command = [
@@ -112,7 +115,7 @@ def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
             "--nproc-per-node", str(processes), "-m", "pe_triage", "train", "plain-cnn",
             "--data", str(tree), "--out", str(tmp_path / f"run{processes}"), "--size", "32",
             "--epochs1", "3", "--batch1", "4", "--max-steps1", "4", "--lr1", "1e-4",
-            "--validation", "0.34", "--device", "cpu", "--no-tensorboard",
+            "--validation", "0.34", "--device", "cpu", "--no-augment", "--no-tensorboard",
         ]  # fmt: skip
         done = subprocess.run(
             command, check=False, capture_output=True, text=True,
@@ -125,7 +128,7 @@ def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
     ]
     for a, b in zip(*histories, strict=True):
         for name in ("training_loss", "validation_loss"):
-            assert a[name] == pytest.approx(b[name], rel=1e-3), name
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
     assert histories[0][0]["training_loss"] != histories[0][2]["training_loss"]
     one, two = (load_bundle(tmp_path / f"run{n}" / "bundle").network for n in (1, 2))
     away = torch.cat([
