@@ -13,13 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydicom import dcmread
 
 from pe_triage.model.bundle import load_bundle, save_bundle
 from pe_triage.model.decisions import PE
 from pe_triage.model.spec import SPECS
 from pe_triage.phantom import generate_study, write_study
+from pe_triage.report.heatmap_picture import _MARGIN, _PANEL, _TOP, WIDTH
 from pe_triage.training.make_tree import make_tree
 from tests.node.conftest import QUICK, storescu
 from tests.support.node import RunningNode, pe_triage
@@ -131,7 +134,17 @@ def check(doc: dict[str, Any], model: str) -> None:
     assert doc["exam"] is not None
     heatmaps = [r for r in doc["results"] if r["kind"] == "HEATMAP"]
     assert heatmaps
+    stained = []
     for result in heatmaps:
         ds = dcmread(result["path"])
-        assert ds.pixel_array.std() > 0
         assert str(ds.SOPInstanceUID) == result["sop_instance_uid"]
+        stained.append(stain(ds.pixel_array))
+    assert max(stained) > 0.005, "no heatmap shows anything"
+
+
+def stain(rgb_yxc: NDArray[np.uint8]) -> float:
+    """Share of the left panel that differs from the right one, the same slice without a heatmap."""
+    rows = slice(_TOP, _TOP + _PANEL)
+    left = rgb_yxc[rows, _MARGIN : _MARGIN + _PANEL].astype(int)
+    right = rgb_yxc[rows, WIDTH - _MARGIN - _PANEL : WIDTH - _MARGIN].astype(int)
+    return float((np.abs(left - right).max(axis=2) > 24).mean())
