@@ -35,8 +35,9 @@ from rich.progress import MofNCompleteColumn, Progress
     help="Fit temperatures and thresholds on these studies; write the calibrated bundle here.",
 )  # fmt: skip
 @click.option(
-    "--aim", "aim_text", default="sensitivity>=0.95", show_default=True,
-    help="Aim of the PE threshold with --calibrate: sensitivity>=X, specificity>=X or youden.",
+    "--aim", "aim_text",
+    help="Aim of the PE threshold with --calibrate: sensitivity>=X, specificity>=X or youden.  "
+    "[default: youden where the spec's source chose so, else sensitivity>=0.95]",
 )  # fmt: skip
 @click.option("--resamples", type=click.IntRange(100, 100_000), default=1000, show_default=True,
               help="Bootstrap resamples of patients.")  # fmt: skip
@@ -60,7 +61,7 @@ def evaluate(
     compare: tuple[Path, ...],
     predictions: Path | None,
     calibrate: Path | None,
-    aim_text: str,
+    aim_text: str | None,
     resamples: int,
     seed: int,
     gallery: int,
@@ -91,7 +92,7 @@ def evaluate(
         gallery=gallery,
         heatmaps=heatmaps,
         calibrate=calibrate,
-        aim=Aim.parse(aim_text),
+        aim=None if aim_text is None else Aim.parse(aim_text),
     )
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())

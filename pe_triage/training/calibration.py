@@ -31,6 +31,7 @@ from pe_triage.domain import EXAM_LABELS, IMAGE_LABEL
 from pe_triage.errors import InputError
 from pe_triage.model.decisions import CHRONIC_LABELS, PE, RV_LV_LABELS, SITE_LABELS
 from pe_triage.model.labels import consistent_probabilities
+from pe_triage.model.specification import ModelSpec
 from pe_triage.training.metrics import Floats, Ranking, known, threshold_between, youden_threshold
 
 BINS: Final = 15
@@ -264,6 +265,13 @@ class Aim:
                 f"aim {text!r}: give sensitivity>=X or specificity>=X with X in (0, 1], or youden"
             )
         return Aim(metric=match[1], at_least=float(match[2]))
+
+
+def default_aim(spec: ModelSpec) -> Aim:
+    """Youden's index where the spec's source chose its threshold so, else a sensitivity of 0.95."""
+    if spec.operating_point == "youden":
+        return Aim(metric="youden")
+    return Aim(metric="sensitivity", at_least=0.95)
 
 
 def operating_point(truth_s: ArrayLike, probability_s: ArrayLike, aim: Aim) -> float:

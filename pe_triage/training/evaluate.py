@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from pe_triage.errors import InputError, PermanentError
 from pe_triage.infer.predictor import Predictor
 from pe_triage.model.consistency import count_violations
 from pe_triage.model.decisions import PE
-from pe_triage.training.calibration import Aim
+from pe_triage.training.calibration import Aim, default_aim
 from pe_triage.training.evaluate_calibrate import calibrate_bundle, fitted_on
 from pe_triage.training.evaluate_causes import cause_table, trait_table
 from pe_triage.training.evaluate_compare import common_exams, comparison_document
@@ -38,6 +38,7 @@ from pe_triage.training.evaluate_data import (
 )
 from pe_triage.training.evaluate_gallery import Case, choose_cases, make_case
 from pe_triage.training.evaluate_localisation import Peak, localisation_figures
+from pe_triage.training.evaluate_position import position_document
 from pe_triage.training.evaluate_report import render
 from pe_triage.training.evaluate_run import Run, run_bundle, same_encoder
 from pe_triage.training.evaluate_seeds import PUBLISHED
@@ -72,7 +73,7 @@ class Options:
         Where to write the bundle with temperatures and thresholds fitted on these studies, and
         with the reference by which exams unlike them are told (`model.reference`).
     aim
-        Of the threshold of PE, with `calibrate`.
+        Of the threshold of PE, with `calibrate`; None for `calibration.default_aim`.
     """
 
     split: Path | None = None
@@ -87,7 +88,7 @@ class Options:
     gallery: int = 4
     heatmaps: bool = True
     calibrate: Path | None = None
-    aim: Aim = field(default_factory=lambda: Aim(metric="sensitivity", at_least=0.95))
+    aim: Aim | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +153,10 @@ def evaluate(
     record = None
     if options.calibrate is not None:
         assert bundle is not None
+        assert predictor is not None
         fitted = calibrate_bundle(
-            bundle, options.calibrate, table, exam_truth, slice_truth, options.aim,
+            bundle, options.calibrate, table, exam_truth, slice_truth,
+            options.aim or default_aim(predictor.card.spec),
             resampler=resampler, now=now, feat_szd=run.feat_szd,
         )  # fmt: skip
         table, record = fitted.table, fitted.record
@@ -250,6 +253,7 @@ def make_document(
             "problems": dict(data.problems),
         },
         "labels": labels,
+        "slice_position_alone": position_document(table, slice_truth, resampler),
         "challenge": score_document(table, exam_truth, slice_truth, resampler),
         "violations": {"by_rule": table.violations(), "exams": _inconsistent(table)},
         "subgroups": subgroup_documents(pe, run.studies, run.facts, called, resampler),

@@ -35,7 +35,7 @@ def render(
         ("", html.use_banner(model.get("intended_use"))),
         ("", _warnings(document)),
         ("What was evaluated", _what(document)),
-        ("Figures by label", html.label_tables(labels, _NAMES)),
+        ("Figures by label", html.label_tables(labels, _NAMES) + _position(document)),
         ("ROC and precision-recall curves", _curves(labels)),
         ("Calibration", _calibration(document)),
         ("Challenge score and label rules", _score(document)),
@@ -70,6 +70,12 @@ def _what(document: Mapping[str, Any]) -> str:
         ("made", escape(f"{document['created_at']} by pe-triage {document['program']}")),
     ]  # fmt: skip
     return html.table(("", ""), [[f"<b>{k}</b>", v] for k, v in rows], left=2)
+
+
+def _position(document: Mapping[str, Any]) -> str:
+    alone = html.with_interval(document["slice_position_alone"])
+    words = "Control for the AUC of slices: their place along the scan alone, without any image"
+    return f"<p>{words}: {alone}</p>"
 
 
 def _curves(labels: Mapping[str, Any]) -> str:

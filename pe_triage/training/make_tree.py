@@ -115,7 +115,10 @@ def _link(source: Path, target: Path) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The tree to make.")
 def main(phantoms: Path, out: Path) -> None:
     """Turn the output of `pe-triage phantom` into a tree in RSPECT's layout."""
-    click.echo(f"{make_tree(phantoms, out)} exams in {out}")
+    try:
+        click.echo(f"{make_tree(phantoms, out)} exams in {out}")
+    except InputError as error:
+        raise click.ClickException(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def write_submission(
 ) -> int:
     """Write a submission; return the number of rows.
 
+    Numbers are written in full: no rounding takes one to the other side of one half.
+
     Parameters
     ----------
     exams
@@ -86,9 +88,9 @@ def write_submission(
         writer.writerow(["id", "label"])
         for study_uid, labels, uids, probabilities in exams:
             for label in EXAM_LABELS:
-                writer.writerow([f"{study_uid}_{label}", f"{labels[label]:.7f}"])
+                writer.writerow([f"{study_uid}_{label}", repr(float(labels[label]))])
             for uid, probability in zip(uids, probabilities, strict=True):
-                writer.writerow([uid, f"{probability:.7f}"])
+                writer.writerow([uid, repr(float(probability))])
             count += len(EXAM_LABELS) + len(uids)
     return count
 

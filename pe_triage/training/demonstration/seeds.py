@@ -1,6 +1,7 @@
 """Which phantoms make the demonstration model and which judge it: ``seeds.json``, read and checked.
 
-The file was written before the first training run. ``specimens`` teach stage 1, ``exams`` stage 2
+The file was written before the first training run; only the two parts that teach grew since, as it
+says itself. ``specimens`` teach stage 1, ``exams`` stage 2
 (bodies that stage 1 never saw), ``validation`` chooses weights, temperatures and thresholds, and
 the two test parts are looked at once.
 """

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from pe_triage.domain import EXAM_LABELS, IMAGE_LABEL, POSITIVE_LABELS, Decision
-from pe_triage.model.decisions import THRESHOLD_KEYS, ServedDecisions, decide
+from pe_triage.model.card import read_card
+from pe_triage.model.decisions import PE, THRESHOLD_KEYS, ServedDecisions, decide
+from pe_triage.model.labels import consistent_probabilities
+from pe_triage.resources import demonstration_bundle
 
 HALF = dict.fromkeys(THRESHOLD_KEYS, 0.5)
 GRID = np.array([0.0, 1e-9, 0.05, 0.3, 0.5, 0.50001, 0.7, 1.0])
@@ -27,15 +31,44 @@ def _obeys(served: ServedDecisions) -> None:
 
 
 def test_any_probabilities_and_thresholds_obey() -> None:
+    """100,000 cases: random numbers, and a grid on which probabilities and thresholds meet."""
     rng = np.random.default_rng(3)
-    for i in range(20_000):
-        draw = rng.choice(GRID, 12) if i % 2 else rng.random(12)
-        marks = rng.choice(GRID[1:-1], 11) if i % 3 else rng.uniform(0.001, 0.999, 11)
-        exam = dict(zip(EXAM_LABELS, map(float, draw[:9]), strict=True))
-        thresholds = dict(zip(THRESHOLD_KEYS, map(float, marks), strict=True))
-        served = decide(draw[9:11].astype(np.float32), exam, float(draw[11]), thresholds)
+    cases = 100_000
+    free, grid = rng.random((cases, 12)), rng.choice(GRID, (cases, 12))
+    mark, step = rng.uniform(0.001, 0.999, (cases, 11)), rng.choice(GRID[1:-1], (cases, 11))
+    draws = np.where((np.arange(cases) % 2)[:, None], grid, free)
+    marks = np.where((np.arange(cases) % 3)[:, None], step, mark).tolist()
+    slices = draws[:, 9:11].astype(np.float32)
+    for draw, mark_l, slice_z in zip(draws.tolist(), marks, slices, strict=True):
+        exam = dict(zip(EXAM_LABELS, draw[:9], strict=True))
+        thresholds = dict(zip(THRESHOLD_KEYS, mark_l, strict=True))
+        served = decide(slice_z, exam, draw[11], thresholds)
         _obeys(served)
         assert served.pe == (draw[11] > thresholds["pe"])
+
+
+def test_what_a_bundle_serves_obeys_at_its_stored_thresholds_whatever_the_logits() -> None:
+    """100,000 cases from logits to decisions, with the temperatures and thresholds shipped.
+
+    A third of the exams lies near the threshold of PE, where slices, exam and labels could part.
+    """
+    card = read_card(demonstration_bundle())
+    assert set(card.thresholds) == set(THRESHOLD_KEYS)
+    assert any(value != 0.5 for value in card.thresholds.values())
+    cases = 100_000
+    generator = torch.Generator().manual_seed(15)
+    scale = torch.tensor([0.05, 1.0, 6.0]).repeat(cases // 3 + 1)[:cases, None]
+    image, exam = (torch.randn(cases, k, generator=generator) * scale for k in (3, 9))
+    image[::3] += float(np.log(card.thresholds[PE] / (1 - card.thresholds[PE])))
+    out = consistent_probabilities(image, exam, temperatures=card.temperatures)
+    said = out.exam_bl.tolist(), out.pe_b.tolist(), out.image_bz.numpy()
+    called = 0
+    for exam_l, pe, slice_z in zip(*said, strict=True):
+        named = dict(zip(EXAM_LABELS, exam_l, strict=True))
+        served = decide(slice_z, named, pe, card.thresholds)
+        _obeys(served)
+        called += served.pe
+    assert 0.2 * cases < called < 0.8 * cases
 
 
 def _exam(**values: float) -> dict[str, float]:

@@ -187,6 +187,18 @@ def test_timing_orders_the_compartments() -> None:
         assert early.artery_hu == late.artery_hu == 300
 
 
+def test_streaks_follow_the_brightness_of_the_vena_cava() -> None:
+    """Beam hardening: strong where undiluted contrast passes, next to nothing after it has."""
+
+    def strength(phase: str) -> float:
+        study = _study(streaks=1.0, phase=Choice(weights=((phase, 1.0),)))
+        found = [m["hu"] for m in study.drawn["mimics"] if m["cause"] == "streaks"]
+        return float(found[0]) if found else 0.0
+
+    assert strength("early") > 3 * strength("late")
+    assert strength("early") > 10
+
+
 def test_bowed_septum_keeps_the_ratio_drawn() -> None:
     assert PRESETS["standard"].effects is not None
     habitus = PRESETS["standard"].effects.habitus
@@ -293,7 +305,8 @@ def test_indeterminate_motion_overlaps_with_what_can_be_judged() -> None:
 
 
 @pytest.mark.parametrize("kind", ["eccentric", "web", "recanalised"])
-def test_chronic_forms_leave_a_lumen(kind: str) -> None:
+def test_chronic_forms_are_seen_labelled_and_measured(kind: str) -> None:
+    """How much lumen each leaves is looked at in `test_forms`."""
     effects = replace(
         PRESETS["standard"].effects or Effects(),
         **{**NOTHING, "forms": replace(Effects().forms, chronic=Choice(weights=((kind, 1.0),)))},

@@ -4,16 +4,20 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss
 
 from pe_triage.domain import EXAM_LABELS, IMAGE_LABEL
 from pe_triage.errors import InputError
 from pe_triage.model.consistency import count_violations
 from pe_triage.model.decisions import PE, THRESHOLD_KEYS
+from pe_triage.model.spec import SPECS
 from pe_triage.training.calibration import (
     Aim,
     CalibrationData,
     brier,
     choose_thresholds,
+    default_aim,
     ece_replicates,
     fit_temperatures,
     operating_point,
@@ -31,6 +35,20 @@ def test_reliability_by_hand() -> None:
     assert found.ece == pytest.approx((2 * 0.3 + 2 * 0.1) / 4)
     assert brier([0, 1, -1], [0.1, 0.3, 0.9]) == pytest.approx((0.01 + 0.49) / 2)
     assert math.isnan(reliability([], []).ece)
+
+
+def test_reliability_and_brier_agree_with_scikit_learn() -> None:
+    rng = np.random.default_rng(4)
+    p = rng.random(400)  # on an inner edge of bins each has its own convention
+    p[:2] = [0.0, 1.0]
+    truth = (rng.random(400) < p).astype(int)
+    for bins in (4, 15):
+        found = reliability(truth, p, bins=bins)
+        observed, predicted = calibration_curve(truth, p, n_bins=bins, strategy="uniform")
+        kept = found.count_c > 0
+        assert found.observed_c[kept] == pytest.approx(observed)
+        assert found.predicted_c[kept] == pytest.approx(predicted)
+    assert brier(truth, p) == pytest.approx(brier_score_loss(truth, p))
 
 
 def test_ece_replicates_of_unit_weights_is_the_ece() -> None:
@@ -123,6 +141,12 @@ def test_operating_point_by_hand() -> None:
 def test_an_aim_that_cannot_be_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match="aim"):
         Aim.parse(text)
+
+
+def test_the_aim_by_default_is_that_of_the_specs_source() -> None:
+    assert str(default_aim(SPECS["attention-bilstm"])) == "sensitivity>=0.95"
+    youden = {name for name, spec in SPECS.items() if str(default_aim(spec)) == "youden"}
+    assert youden == {"effnet", "effnet-lstm", "effnet-tcn", "r3d18", "r3d18-lstm", "r3d18-tcn"}
 
 
 def test_thresholds_for_every_key_in_range_and_reached() -> None:

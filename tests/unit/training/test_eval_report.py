@@ -15,7 +15,7 @@ from pydicom import dcmread
 from sklearn.metrics import roc_auc_score
 
 from pe_triage.cli import main
-from pe_triage.domain import EXAM_LABELS, IntendedUse
+from pe_triage.domain import EXAM_LABELS, IMAGE_LABEL, IntendedUse
 from pe_triage.errors import InputError
 from pe_triage.infer.predictor import Predictor
 from pe_triage.model import reference
@@ -29,6 +29,7 @@ from pe_triage.training.calibration import Aim
 from pe_triage.training.evaluate import Options, evaluate
 from pe_triage.training.evaluate_data import choose, exam_truth_sl, find_studies, load_study
 from pe_triage.training.make_tree import make_tree
+from pe_triage.training.metrics import DECISION_METRICS
 from pe_triage.training.predictions import load_predictions
 
 NOW = datetime(2026, 5, 4, 3, 2, tzinfo=UTC)
@@ -96,6 +97,45 @@ def test_the_document_agrees_with_its_predictions(report: Path, data: Path) -> N
     point = document["labels"][PE]["thresholds"]["stored"]
     assert point["counts"]["tp"] + point["counts"]["fn"] == truth.sum()
     assert point["sensitivity"]["value"] >= 0.9
+
+
+def test_every_figure_asked_for_stands_there_for_every_label(report: Path) -> None:
+    document = json.loads((report / "report.json").read_text())
+    labels = document["labels"]
+    assert set(labels) == {PE, *EXAM_LABELS, IMAGE_LABEL}
+    seen = 0
+    for name, found in labels.items():
+        figures = [found["auc"], found["auprc"], found["calibration"]["ece"]]
+        points = ["stored", "half", "served"]
+        if found["auc"]["value"] is not None:  # one class alone has no best threshold
+            points.append("youden")
+        for point in points:
+            at = found["thresholds"][point]
+            assert {"tp", "fp", "fn", "tn"} == set(at["counts"]), (name, point)
+            figures += [at[key] for key in DECISION_METRICS]
+        assert found["thresholds"]["half"]["threshold"] == 0.5
+        for figure in figures:
+            assert {"value", "low", "high"} <= set(figure), name
+            if figure["value"] is not None and figure["low"] is not None:
+                seen += 1
+                assert figure["low"] <= figure["value"] <= figure["high"]
+    assert seen > 100
+    assert document["labels"][PE]["roc"]
+    assert document["labels"][PE]["pr"]
+    assert document["challenge"]["score"]["low"] < document["challenge"]["score"]["high"]
+    assert set(document["subgroups"]["scan"]) >= {"manufacturer", "slice thickness"}
+    missed = [case for case in document["gallery"] if case["kind"] == "false_negative"]
+    table = load_predictions(report / "predictions.npz")
+    pe_of = dict(zip(table.study_uids, table.pe_s.tolist(), strict=True))
+    for case in missed:
+        assert case["pe"] == pytest.approx(pe_of[case["study_uid"]], abs=1e-5)
+    assert document["gallery"]
+    assert document["gallery_failed"] == {}
+    published = {row["spec"] for row in document["beside_sources"]["published"]}
+    assert published >= {"attention-bilstm", "r3d18-tcn", "multitask-r3d18-tcn", "plain-cnn"}
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert "by t-SNE, perplexity" in page
+    assert page.count("Along the scan; triangles mark the slices above") >= len(document["gallery"])
 
 
 def test_the_page_opens_offline_and_runs_nothing(report: Path) -> None:

@@ -23,6 +23,7 @@ from pe_triage.training.evaluate_localisation import (
     load_mask,
     localisation_figures,
 )
+from pe_triage.training.evaluate_position import position_document, position_scores
 from pe_triage.training.evaluate_subgroups import range_name, subgroup_documents
 from pe_triage.training.evaluate_tables import (
     label_samples,
@@ -199,6 +200,33 @@ def test_unknown_truth_is_left_out_and_served_decisions_obey() -> None:
     assert (sites == served[PE]).all()
     none = served["negative_exam_for_pe"] ^ served["indeterminate"]
     assert (none == ~served[PE]).all()
+
+
+def test_position_alone_is_the_share_among_other_patients_at_that_height() -> None:
+    table = make_table(40)
+    counts = np.diff(table.start_s)
+    place = np.concatenate([np.arange(n) / n for n in counts])
+    slices = (place >= 0.5).astype(np.int8)  # only the upper half ever shows PE
+    slices[: counts[0]] = -1
+    resampler = Resampler(table.patient_s, resamples=100)
+    assert position_document(table, slices, resampler)["value"] > 0.95
+    score = position_scores(table, slices, resampler.group_s)
+    assert np.isfinite(score).all()
+    # by hand: what the others have in the first slice's part of the scan, which is the lowest
+    assert score[table.start_s[5]] == 0.0
+    # one's own truth has no say: with two patients each is told by the other
+    two = table.select([1, 2])
+    own = np.zeros(len(two.sop_instance_uids), np.int8)
+    own[two.slices_of(0)] = 1
+    said = position_scores(two, own, np.array([0, 1]))
+    assert np.nanmax(said[two.slices_of(0)]) == 0.0
+    assert np.nanmin(said[two.slices_of(1)]) == 1.0
+    # one patient alone, or no positive slice: no figure, and no crash
+    one = table.select([1])
+    alone = Resampler(one.patient_s, resamples=100)
+    assert position_document(one, own[: len(one.sop_instance_uids)], alone)["value"] is None
+    nothing = np.zeros(len(table.sop_instance_uids), np.int8)
+    assert position_document(table, nothing, resampler)["value"] is None
 
 
 def test_comparison_of_a_model_with_itself_and_with_less() -> None:

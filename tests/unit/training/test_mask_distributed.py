@@ -1,4 +1,8 @@
-"""The attention loss under torchrun: two processes do what one does, and no parameter is missed."""
+"""The attention loss under torchrun: it trains in two processes, and no parameter is missed.
+
+That two processes give what one gives is shown in `test_train_distributed`, without batch
+normalisation; here losses agree roughly only.
+"""
 
 from __future__ import annotations
 

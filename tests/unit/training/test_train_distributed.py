@@ -100,3 +100,43 @@ def test_torchrun_trains(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert load_bundle(out / "bundle").card.spec.size == 64
+
+
+@pytest.mark.long
+def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
+    """The command itself, with Adam, on a network without batch normalisation.
+
+    Without augmentation, whose noise each process draws by itself.
+    """
+    tree = small_tree(tmp_path / "t", 8, size=64, slices=6)
+    for processes in (1, 2):
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            "--nproc-per-node", str(processes), "-m", "pe_triage", "train", "plain-cnn",
+            "--data", str(tree), "--out", str(tmp_path / f"run{processes}"), "--size", "32",
+            "--epochs1", "3", "--batch1", "4", "--max-steps1", "4", "--lr1", "1e-4",
+            "--validation", "0.34", "--device", "cpu", "--no-augment", "--no-tensorboard",
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    histories = [
+        json.loads((tmp_path / f"run{n}" / "stage1-history.json").read_text())["history"]
+        for n in (1, 2)
+    ]
+    for a, b in zip(*histories, strict=True):
+        for name in ("training_loss", "validation_loss"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+    assert histories[0][0]["training_loss"] > histories[0][2]["training_loss"]
+    one, two = (load_bundle(tmp_path / f"run{n}" / "bundle").network for n in (1, 2))
+    assert one.state_dict().keys() == two.state_dict().keys()
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(
+            two.state_dict()[name],
+            tensor,
+            rtol=0,
+            atol=1e-5,
+            msg=lambda said, n=name: f"{n}: {said}",
+        )  # 12 steps of 1e-4: a whole step that went the other way would be seen

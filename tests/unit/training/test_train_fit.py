@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -255,32 +256,52 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 def test_a_process_killed_outright_goes_on_from_the_command_line(
     tree: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL at a random moment, several times over."""
+    """SIGKILL after a random number of checkpoints, again and again, in both stages."""
 
     def command(out: Path) -> list[str]:
         return [
             sys.executable, "-m", "pe_triage", "train", "attention-bilstm", "--data", str(tree),
             "--out", str(out), "--size", "64", "--epochs1", "2", "--epochs2", "3", "--batch1", "2",
-            "--units-per-exam", "4", "--validation", "0.34", "--checkpoint-steps", "1",
-            "--device", "cpu", "--no-tensorboard",
+            "--batch2", "2", "--units-per-exam", "4", "--validation", "0.34",
+            "--checkpoint-steps", "1", "--device", "cpu", "--no-tensorboard",
         ]  # fmt: skip
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     rng, out = random.Random(1), tmp_path / "killed"
-    for _ in range(3):
+    killed_in: list[str] = []
+    while True:
         more = ["--resume"] if (out / "run.json").exists() else []
         process = subprocess.Popen(
             [*command(out), *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        try:
-            process.wait(rng.uniform(4, 9))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    more = ["--resume"] if (out / "run.json").exists() else []
-    subprocess.run([*command(out), *more], check=True, capture_output=True)
+        seen, wanted = _written(out), rng.randint(1, 3)
+        while process.poll() is None and wanted:
+            now = _written(out)
+            wanted -= now != seen
+            seen = now
+            time.sleep(0.001)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        if process.wait() == 0:  # it was quicker
+            break
+        progress = load_checkpoint(out / "checkpoint.safetensors")[1]["progress"]
+        killed_in.append(progress["stage"])
+        assert len(killed_in) < 30
+    assert len(killed_in) >= 3
+    assert set(killed_in) == {"stage1", "stage2"}
     a, b = (load_bundle(p / "bundle").network.state_dict() for p in (tmp_path / "whole", out))
     assert same_weights(a, b)
+
+
+def _written(run: Path) -> int:
+    """When the checkpoint was last written, ns; 0 before the first."""
+    try:
+        return (run / "checkpoint.safetensors").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 @pytest.mark.long

@@ -148,7 +148,7 @@ def test_unknown_columns_are_told_and_ignored_missing_ones_refused(tmp_path: Pat
         read_rspect(tmp_path, check_files=False)
 
 
-def test_two_hundred_thousand_rows_take_little_memory_and_time(tmp_path: Path) -> None:
+def test_a_table_of_two_hundred_thousand_rows_is_read_whole(tmp_path: Path) -> None:
     line = ",".join(["0"] * 14)
     at = COLUMNS.index("negative_exam_for_pe") - 3
     values = line.split(",")
