@@ -110,25 +110,26 @@ class Reports:
         self._reporters = reporters
         self._log = get_logger()
 
-    def take(self, report: CommitmentReport, calling_aet: str | None = None) -> None:
+    def take(self, report: CommitmentReport, aet: str) -> None:
         """Settle one report; what nobody asked for is logged and forgotten.
 
         Parameters
         ----------
-        calling_aet
-            Who says so; None on the association of our own request.
+        aet
+            Who says so: the caller, or on the association of our own request the one called. One
+            archive never speaks for another.
         """
         log = self._log.bind(transaction_uid=report.transaction_uid)
         peer = self._commitments.peer_of(report.transaction_uid)
-        allowed = None if peer is None else self._reporters.get(peer)
-        if calling_aet is not None and (allowed is None or calling_aet not in allowed):
-            log.warning("commitment.unknown_transaction", calling_aet=calling_aet)
+        allowed = () if peer is None else self._reporters.get(peer, ())
+        if aet not in allowed:
+            log.warning("commitment.unknown_transaction", calling_aet=aet)
             return
         settled = self._commitments.settle(
             report, redeliveries=self._table.redeliveries, retry_s=MAX_DELAY_S
         )
         if settled is None:
-            log.warning("commitment.unknown_transaction", calling_aet=calling_aet)
+            log.warning("commitment.unknown_transaction", calling_aet=aet)
             return
         parked = settled.failed.get(Remedy.PARK, 0)
         say = log.error if parked else log.warning if settled.failed else log.info
@@ -144,7 +145,13 @@ class Reports:
 
 
 class Committer(Loop):
-    """Asks one destination to commit to what it took."""
+    """Asks one destination to commit to what it took.
+
+    Parameters
+    ----------
+    peer, aet
+        Who answers for it, and its AE title.
+    """
 
     def __init__(
         self,
@@ -152,6 +159,7 @@ class Committer(Loop):
         *,
         commitments: CommitmentStore,
         peer: Peer,
+        aet: str,
         table: CommitmentTable,
         reports: Reports,
         make_uid: Callable[[], str],
@@ -162,6 +170,7 @@ class Committer(Loop):
         self._destination = name
         self._commitments = commitments
         self._peer = peer
+        self._aet = aet
         self._table = table
         self._reports = reports
         self._make_uid = make_uid
@@ -202,7 +211,7 @@ class Committer(Loop):
 
     def _heard(self, report: CommitmentReport) -> bool:
         try:
-            self._reports.take(report)
+            self._reports.take(report, self._aet)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not be acknowledged
             self._log.error("commitment.report_failed", error=f"{type(error).__name__}: {error}")
             return False
