@@ -192,6 +192,7 @@ def run_node(settings: Settings) -> None:
     for table in settings.destinations:
         table.check_secrets()
     with hold_data_dir(settings):
+        keeping.check_restored(settings)
         prepare_database(settings)
         keeping.clean_at_start(settings)
         node_id = node_id_of(settings.data_dir)
