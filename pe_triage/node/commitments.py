@@ -16,6 +16,7 @@ from pe_triage.archive import CommitmentTable
 from pe_triage.commitment import (
     CLASS_CONFLICT,
     NO_SUCH_INSTANCE,
+    PROCESSING_FAILURE,
     CommitmentReport,
     CommitmentRequest,
     Reference,
@@ -334,7 +335,12 @@ class Confirmer(Loop):
         # One that came late is asked about at least once.
         if items and (request.age_s < self._table.settle_s or request.attempts == 0):
             ask = self._by_commitment if self._find is None else self._by_find
-            error = ask(request, items)
+            doubted = self._requests.contradicted([i.reference.sop_instance_uid for i in items])
+            # Two objects go by this UID: which of them the archive holds, its yes does not say.
+            self._requests.note(request.request_id, dict.fromkeys(doubted, PROCESSING_FAILURE))
+            clear = [i for i in items if i.reference.sop_instance_uid not in doubted]
+            if clear:
+                error = ask(request, clear)
             items = [i for i in self._requests.items(request.request_id) if not i.held]
         if not items or (request.age_s >= self._table.settle_s and request.attempts > 0):
             self._requests.decide(request.request_id)

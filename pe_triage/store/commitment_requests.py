@@ -24,6 +24,7 @@ from pe_triage.commitment import (
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
 from pe_triage.store.recording import chunks
+from pe_triage.store.schema import QuarantineKind, QuarantineState
 
 _requests = schema.commitment_requests
 _items = schema.commitment_request_items
@@ -220,6 +221,20 @@ class CommitmentRequestStore:
                     found[row.sop_instance_uid] = Place(
                         study_uid=row.study_uid, series_uid=row.series_uid
                     )
+        return found
+
+    def contradicted(self, sop_instance_uids: Sequence[str]) -> set[str]:
+        """Those under which this node was sent two different objects, and nobody has decided."""
+        table = schema.quarantine
+        found: set[str] = set()
+        with read(self._engine) as connection:
+            for part in chunks(sop_instance_uids):
+                statement = select(table.c.sop_instance_uid).where(
+                    table.c.sop_instance_uid.in_(part),
+                    table.c.kind != QuarantineKind.OTHER.value,
+                    table.c.state == QuarantineState.HELD.value,
+                )
+                found.update(connection.execute(statement).scalars())
         return found
 
     def note(self, request_id: int, verdicts: Mapping[str, int | None]) -> None:

@@ -37,7 +37,7 @@ from pe_triage.store.commitment_requests import (
 from pe_triage.store.commitments import CommitmentStore, Settled, Uncommitted
 from pe_triage.store.engine import db_now
 from pe_triage.store.outbox import Outbox
-from tests.support.store import CT, PACS, SR, STUDY, StoreUnderTest, instance
+from tests.support.store import CT, PACS, SR, STUDY, StoreUnderTest, instance, sha
 
 SCANNER = "CT1@127.0.0.1:104"
 RIS = "RIS@127.0.0.1:105"
@@ -510,6 +510,28 @@ def test_an_archive_that_is_asked_by_find(
     CommitmentRequestStore(store.engine).take(SCANNER, request_of(1, 2))
     answer = decided(store, confirmer(store, Archive(find=found), by_find=True))
     assert [answer[f"{STUDY}.{n}"] for n in (1, 2)] == reasons
+
+
+@pytest.mark.parametrize("by_find", [True, False])
+def test_two_objects_under_one_uid_are_not_confirmed(store: StoreUnderTest, by_find: bool) -> None:
+    """The archive has one of them; the scanner would delete the other."""
+    store.receive(count=2)
+    (entry,) = store.record(instance(STUDY, 1, store.data_dir, sha256=sha("another")))
+    requests = CommitmentRequestStore(store.engine)
+    requests.take(SCANNER, request_of(1, 2))
+    archive = Archive(find={f"{STUDY}.1": CT, f"{STUDY}.2": CT})
+    worker = confirmer(store, archive, by_find=by_find)
+    if not by_find:
+        worker.step()
+        (asked,) = archive.asked
+        assert [r.sop_instance_uid for r in asked.references] == [f"{STUDY}.2"]
+    answer = decided(store, worker)
+    assert answer[f"{STUDY}.1"] == PROCESSING_FAILURE
+    assert answer[f"{STUDY}.2"] == (None if by_find else PROCESSING_FAILURE)
+    # Once a person has decided, the archive's word counts.
+    assert entry.quarantine_id is not None
+    store.quarantine.discard(entry.quarantine_id)
+    assert requests.contradicted([f"{STUDY}.1"]) == set()
 
 
 def test_what_never_came_here_is_not_confirmed(store: StoreUnderTest) -> None:
