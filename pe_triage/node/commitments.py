@@ -180,7 +180,8 @@ class Committer(Loop):
 
     def step(self) -> bool:
         """Ask once about what is due; give up on what has waited too long."""
-        due = self._commitments.due(self._destination, BATCH)
+        longest_s = max(LONGEST_SILENCE_S, self._table.ask_again_s)
+        due = self._commitments.due(self._destination, BATCH, longest_wait_s=longest_s)
         late = [item for item in due if item.age_s >= self._table.give_up_s]
         if late:
             days = self._table.give_up_s / 86400
@@ -324,7 +325,8 @@ class Confirmer(Loop):
 
     def step(self) -> bool:
         """Ask about every request whose time has come."""
-        due = self._requests.due(RequestState.OPEN)
+        longest_s = max(LONGEST_SILENCE_S, ARCHIVE_PATIENCE * self._table.check_every_s)
+        due = self._requests.due(RequestState.OPEN, longest_wait_s=longest_s)
         for request in due:
             self._confirm(request)
         return bool(due)
@@ -424,7 +426,9 @@ class Reporter(Loop):
 
     def step(self) -> bool:
         """Send every answer that is due, until the scanner turns out to be away."""
-        due = self._requests.due(RequestState.REPORTING, requester=self._requester)
+        due = self._requests.due(
+            RequestState.REPORTING, requester=self._requester, longest_wait_s=LONGEST_SILENCE_S
+        )
         for request in due:
             report = self._requests.answer(request)
             said = self._peer.report(report)

@@ -9,6 +9,7 @@ one may speak of a time before the object was sent again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
+    case,
     delete,
     exists,
     func,
@@ -37,7 +39,7 @@ from pe_triage.domain import DeliveryState
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
 from pe_triage.store.holding import HELD_BACK
-from pe_triage.store.jobs import utc_now
+from pe_triage.store.jobs import CLOCK_SLACK_S, utc_now
 from pe_triage.store.outbox import COMMITMENT_ENDED, complete_job
 from pe_triage.store.recording import chunks
 
@@ -102,8 +104,20 @@ class CommitmentStore:
 
     # ------------------------------------------------------------------ asking
 
-    def due(self, destination: str, limit: int) -> list[Uncommitted]:
-        """Delivered objects about which it is time to ask, the oldest first."""
+    def due(
+        self, destination: str, limit: int, *, longest_wait_s: float = math.inf
+    ) -> list[Uncommitted]:
+        """Delivered objects about which it is time to ask, the oldest first.
+
+        Parameters
+        ----------
+        longest_wait_s
+            Nothing waits longer than this: what does was dated by a clock that was set back since.
+        """
+        now = db_now()
+        time_has_come = _deliveries.c.commit_next_at <= now
+        if math.isfinite(longest_wait_s):
+            time_has_come |= _deliveries.c.commit_next_at > now + longest_wait_s + CLOCK_SLACK_S
         results, jobs = schema.results, schema.jobs
         statement = (
             select(
@@ -118,7 +132,7 @@ class CommitmentStore:
             .join(jobs, _deliveries.c.job_id == jobs.c.job_id)
             .where(
                 _deliveries.c.destination == destination,
-                _deliveries.c.commit_next_at <= db_now(),
+                time_has_come,
                 _deliveries.c.state.in_(TAKEN),
                 _deliveries.c.abandoned_at.is_(None),
             )
@@ -176,6 +190,11 @@ class CommitmentStore:
                     .where(_deliveries.c.delivery_id == item.delivery_id)
                     .values(
                         commit_attempts=_deliveries.c.commit_attempts + 1,
+                        # By it alarms and people count; the future has no age.
+                        commit_since=case(
+                            (_deliveries.c.commit_since > db_now(), db_now()),
+                            else_=_deliveries.c.commit_since,
+                        ),
                         commit_next_at=db_now() + ask_again_s(item),
                     )
                 )

@@ -42,6 +42,7 @@ from tests.support.store import CT, PACS, SR, STUDY, StoreUnderTest, instance, s
 SCANNER = "CT1@127.0.0.1:104"
 RIS = "RIS@127.0.0.1:105"
 NUMBERS = itertools.count(1)
+DAY_S = 86400.0
 
 
 class Asked:
@@ -323,6 +324,42 @@ def test_what_a_person_gave_up_is_neither_asked_nor_sent_until_taken_back(
     abandon(store.engine, destination=PACS, study_uid=None, **decision)
     asked.settle(uid, failed=[(i, NO_SUCH_INSTANCE) for i in items])
     assert asked.states() == ["PARKED"] * 2
+
+
+def test_what_a_clock_that_was_ahead_has_dated_is_asked_all_the_same(
+    store: StoreUnderTest,
+) -> None:
+    """A year ahead at delivery, then set right: no archive would be asked, and no alarm raised."""
+    asked = Asked(store)
+    with store.engine.begin() as connection:
+        connection.execute(
+            update(schema.deliveries).values(
+                commit_since=db_now() + 365 * DAY_S, commit_next_at=db_now() + 365 * DAY_S
+            )
+        )
+    assert asked.commitments.due(PACS, 10) == []
+    items = asked.commitments.due(PACS, 10, longest_wait_s=DAY_S)
+    assert len(items) == 2
+    asked.commitments.begin(PACS, "2.25.77", items, ask_again_s=lambda _: 3600.0)
+    assert asked.commitments.due(PACS, 10, longest_wait_s=DAY_S) == []
+    table = schema.deliveries
+    with store.engine.connect() as connection:
+        ahead = select(table.c.delivery_id).where(table.c.commit_since > db_now())
+        assert connection.execute(ahead).all() == []
+
+
+def test_a_request_that_a_clock_ahead_has_dated_is_answered(store: StoreUnderTest) -> None:
+    store.receive(count=1)
+    requests = CommitmentRequestStore(store.engine)
+    requests.take(SCANNER, request_of(1))
+    future = db_now() + 365 * DAY_S
+    with store.engine.begin() as connection:
+        connection.execute(
+            update(schema.commitment_requests).values(received_at=future, next_attempt_at=future)
+        )
+    # The archive never has it: the answer comes when `settle_s` is over, and not in a year.
+    answer = decided(store, confirmer(store, Archive(find={}), by_find=True))
+    assert answer == {f"{STUDY}.1": NO_SUCH_INSTANCE}
 
 
 def test_one_archive_does_not_speak_for_another(store: StoreUnderTest) -> None:
