@@ -25,7 +25,7 @@ def backup(
     if target.is_relative_to(settings.data_dir) or settings.data_dir.is_relative_to(target):
         raise InputError(f"{target} and the data directory lie inside each other")
     from pe_triage.app import open_existing_database
-    from pe_triage.node.backup import check_target, copy_files
+    from pe_triage.node.backup import check_target, copy_files, sole_backup
     from pe_triage.store.backup import copy_database
 
     open_existing_database(settings).dispose()
@@ -34,9 +34,10 @@ def backup(
     except OSError as error:
         raise InputError(f"cannot write to {target}: {error.strerror}") from None
     check_target(settings.data_dir, target)
-    # In this order: see `node.backup`.
-    copy = copy_database(settings.database_url, target)
-    files = copy_files(settings.data_dir, target, publish=copy.publish)
+    with sole_backup(target):
+        # In this order: see `node.backup`.
+        copy = copy_database(settings.database_url, target)
+        files = copy_files(settings.data_dir, target, publish=copy.publish)
     click.echo(
         f"{copy.final.name}; {files.copied} files copied, {files.unchanged} were there, "
         f"{files.pruned} are gone from the node"

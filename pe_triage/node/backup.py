@@ -10,9 +10,11 @@ then does its database take the other's place, and only then does anything go.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +76,23 @@ def check_target(data_dir: Path, target: Path) -> None:
             f"{target} holds the backup of {there}; the data directory {data_dir} is "
             f"{here or 'no node that ever ran'}: give another directory, or mount the right one"
         )
+
+
+@contextmanager
+def sole_backup(target: Path) -> Iterator[None]:
+    """Hold `target`: two backups at once would publish each other's half-written database.
+
+    Raises
+    ------
+    InputError
+        Another is being made there.
+    """
+    with (target / "backup.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another backup is being made in {target}") from None
+        yield
 
 
 def _name(path: Path) -> str | None:

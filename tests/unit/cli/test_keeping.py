@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pe_triage.cli import main
+from pe_triage.node.backup import sole_backup
 from pe_triage.receive.spool import Spool
 from pe_triage.store.engine import open_engine
 from pe_triage.store.migrate import upgrade
@@ -149,6 +150,20 @@ def test_the_copies_are_for_the_owner_only(node: Path, tmp_path: Path) -> None:
     backup.mkdir(mode=0o755)
     assert main(["backup", str(backup), "--data-dir", str(node)]) == 0
     assert stat.S_IMODE((backup / "pe-triage.sqlite3").stat().st_mode) == 0o600
+
+
+def test_two_backups_at_once_do_not_publish_each_other_s_half(
+    node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backup = tmp_path / "backup"
+    command = ["backup", str(backup), "--data-dir", str(node)]
+    assert main(command) == 0
+    before = (backup / "pe-triage.sqlite3").stat()
+    with sole_backup(backup):
+        assert main(command) == 2
+    assert "another backup is being made" in capsys.readouterr().err
+    assert (backup / "pe-triage.sqlite3").stat() == before
+    assert main(command) == 0
 
 
 def test_an_entry_that_still_has_its_name_among_the_images_is_not_deleted(
