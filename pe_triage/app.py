@@ -152,7 +152,7 @@ def requeue(engine: Engine, study_uid: str, *, rank: int | None) -> int:
     StudyNotFoundError
         No such study here.
     InputError
-        The study is in quarantine, or holds no instance any more.
+        The study is in quarantine, still arrives, or holds no instance any more.
     """
     studies = StudyStore(engine)
     study = studies.get(study_uid)
@@ -161,6 +161,11 @@ def requeue(engine: Engine, study_uid: str, *, rank: int | None) -> int:
         raise InputError(
             f"{study_uid} cannot be analysed again: {study.quarantine_reason}; settle it first, "
             "see pe-triage quarantine list"
+        )
+    if study.state is StudyState.RECEIVING and not study.removed:
+        # The list of a backfill may well name it: its first half is no study.
+        raise InputError(
+            f"{study_uid} is still arriving; it is analysed by itself once it is complete"
         )
     digest = studies.manifest(study_uid).digest
     queue = JobQueue(engine)
@@ -192,6 +197,7 @@ def run_node(settings: Settings) -> None:
     for table in settings.destinations:
         table.check_secrets()
     with hold_data_dir(settings):
+        keeping.check_restored(settings)
         prepare_database(settings)
         keeping.clean_at_start(settings)
         node_id = node_id_of(settings.data_dir)

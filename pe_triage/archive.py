@@ -57,8 +57,8 @@ class CommitmentTable(_Table):
     )
     give_up_s: Positive = Field(
         default=7 * DAY_S,
-        description="Seconds after delivery at which asking ends, and with it the time for which "
-        "a result is kept for this.",
+        description="Seconds after delivery at which asking ends; what is not committed to then "
+        "is kept, and stands in the alarm, until a person decides (`retention.uncommitted_days`).",
     )
     redeliveries: Annotated[int, Field(ge=0, le=100)] = Field(
         default=3,

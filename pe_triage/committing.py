@@ -18,6 +18,7 @@ from pe_triage.watch.samples import Uncommitted
 from pe_triage.watchers import query_scu
 
 if TYPE_CHECKING:
+    from pe_triage.commitment import CommitmentReport
     from pe_triage.deliver.commitment import CommitmentPeer
     from pe_triage.domain import Destination
     from pe_triage.node.coordinator import Loop, Timer
@@ -99,6 +100,7 @@ def loops(settings: Settings, engine: Engine) -> list[Loop]:
             name,
             commitments=commitments,
             peer=_peer(settings, address),
+            aet=address.aet,
             table=table,
             reports=reports,
             make_uid=make_uid,
@@ -108,13 +110,14 @@ def loops(settings: Settings, engine: Engine) -> list[Loop]:
     if table.requesters:
         assert archive is not None
         by_find = table.confirm_by == "find"
-        scu = query_scu(settings, parse_destination(archive))
+        holder = parse_destination(archive)
+        scu = query_scu(settings, holder)
 
         def find(place: Place) -> Mapping[str, str]:
             return scu.instances(place.study_uid, place.series_uid)
 
-        def heard(report: object) -> bool:
-            reports.take(report)  # type: ignore[arg-type]
+        def heard(report: CommitmentReport) -> bool:
+            reports.take(report, holder.aet)
             return True
 
         confirmer = Confirmer(
@@ -124,7 +127,7 @@ def loops(settings: Settings, engine: Engine) -> list[Loop]:
             make_uid=make_uid,
             archive=archive,
             find=find if by_find else None,
-            peer=None if by_find else _peer(settings, parse_destination(archive)),
+            peer=None if by_find else _peer(settings, holder),
             heard=heard,
         )
         found.append((confirmer.name, confirmer.run))

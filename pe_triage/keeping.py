@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -16,8 +17,10 @@ from pe_triage.logs import get_logger
 from pe_triage.receive.spool import Spool
 from pe_triage.retention import DAY_S
 from pe_triage.startup import hold_data_dir, prepare_database
-from pe_triage.store.backup import restore_database
-from pe_triage.store.engine import open_engine
+from pe_triage.store.backup import check_restorable, restore_database
+from pe_triage.store.engine import open_engine, parse_url
+from pe_triage.store.migrate import upgrade
+from pe_triage.store.quarantine import Quarantine
 from pe_triage.store.retention import RetentionStore
 from pe_triage.watchers import alarm_store
 
@@ -34,6 +37,51 @@ def clean_at_start(settings: Settings) -> None:
         get_logger().info("spool.cleaned", files=removed)
 
 
+RESTORING = "restoring"
+"""File in the data directory while a restore is under way, and after one that was cut short."""
+_COPYING, _SETTLING = "copying", "settling"
+
+
+def check_restored(settings: Settings) -> None:
+    """Refuse a node that was not restored to the end: what nobody settled, nobody would index.
+
+    Raises
+    ------
+    InputError
+        With the command that ends it.
+    """
+    stage = _restoring(settings)
+    if stage == _COPYING:
+        raise _cut_short(settings)
+    if stage is not None:
+        raise InputError(
+            f"a restore into {settings.data_dir} did not come to its end; run: pe-triage restore "
+            "--in-place"
+        )
+
+
+def _restoring(settings: Settings) -> str | None:
+    try:
+        return (settings.data_dir / RESTORING).read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+
+
+def _cut_short(settings: Settings) -> InputError:
+    return InputError(
+        f"a restore into {settings.data_dir} was cut short before its database was there; empty "
+        "both and restore again"
+    )
+
+
+def _mark_restoring(settings: Settings, stage: str) -> None:
+    path = settings.data_dir / RESTORING
+    with path.open("w", encoding="ascii") as file:
+        file.write(stage)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def restore_node(settings: Settings, backup: Path | None) -> Settled:
     """Bring a backup back into an empty data directory, and settle rows and files.
 
@@ -45,24 +93,48 @@ def restore_node(settings: Settings, backup: Path | None) -> Settled:
     Raises
     ------
     InputError
-        The node runs, or something is there already.
+        The node runs, something is there already, or nothing is that could be settled.
     """
     from pe_triage.node.backup import FOLDERS, copy_files, settle
 
     with hold_data_dir(settings):
-        if backup is not None:
+        if backup is None:
+            if _restoring(settings) == _COPYING:
+                raise _cut_short(settings)
+            # An empty one would be made, and every image taken for new.
+            _require_database(settings)
+        else:
             for folder in FOLDERS:
                 if any(path.is_file() for path in (settings.data_dir / folder).rglob("*")):
                     raise InputError(f"{settings.data_dir / folder} is not empty; move it away")
+            check_restorable(settings.database_url, backup)
+            _mark_restoring(settings, _COPYING)
             # The database last: without it nobody takes half of the files for a node.
             copy_files(backup, settings.data_dir)
             restore_database(settings.database_url, backup)
+        _mark_restoring(settings, _SETTLING)
+        if backup is not None:
+            # It is new, on PostgreSQL too: nobody works on it yet.
+            upgrade(settings.database_url)
         prepare_database(settings)
         engine = open_engine(settings.database_url)
         try:
-            return settle(RetentionStore(engine), Spool(settings.spool_dir), settings.data_dir)
+            settled = settle(
+                RetentionStore(engine),
+                Quarantine(engine),
+                Spool(settings.spool_dir),
+                settings.data_dir,
+            )
         finally:
             engine.dispose()
+        (settings.data_dir / RESTORING).unlink()
+        return settled
+
+
+def _require_database(settings: Settings) -> None:
+    parsed = parse_url(settings.database_url)
+    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
+        raise InputError(f"no database at {parsed.database}; bring it back first")
 
 
 def retention_store(

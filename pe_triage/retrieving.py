@@ -123,13 +123,18 @@ def _hand_over(
 ) -> None:
     """Make durable in the spool, as a receiver does; its checks hold here too."""
     from pe_triage.receive.spool import Spool
-    from pe_triage.receive.storing import SUCCESS, StoreService
+    from pe_triage.receive.storing import SUCCESS, FreeSpace, StoreService
 
+    size = sum(path.stat().st_size for _, path in objects)
     spool = Spool(settings.spool_dir)
     name = f"retrieve-{os.getpid()}"
     spool.announce(name)
     stack.callback(spool.retire, name)
-    service = StoreService(spool, min_free_bytes=settings.min_free_mb << 20)
+    min_free = settings.min_free_mb << 20
+    if min_free and FreeSpace(str(spool.incoming)).bytes() - size < min_free:
+        # All of it or nothing: a part in the spool would be taken for a study.
+        raise RetryableError(f"{size >> 20} MiB do not fit: free space is too low")
+    service = StoreService(spool, min_free_bytes=min_free)
     session = service.open_association(calling_aet=peer.aet, host=peer.host)
     # Open until the study is queued: nothing else closes a study that is still being sent.
     stack.callback(session.close, released=True)
@@ -141,6 +146,8 @@ def _hand_over(
             sop_instance_uid=sent.sop_instance_uid,
         )
         if answer.status != SUCCESS:
+            # Not released: what is there is a part, and must not be closed as a whole.
+            session.close(released=False)
             raise RetryableError(
                 f"{sent.sop_instance_uid} cannot be stored here: {answer.status:04X} "
                 f"{answer.comment}"

@@ -28,6 +28,19 @@ def _store(settings: Settings) -> Quarantine:
     return Quarantine(open_existing_database(settings))
 
 
+def _check_set_aside(entry: QuarantineEntry, settings: Settings) -> None:
+    """Refuse to delete what still has its name among the images: that may be the one held.
+
+    A crash between the row and the move leaves it so; the next start of the node ends it.
+    """
+    path = settings.data_dir / entry.path
+    if ".." in path.parts or not path.is_relative_to(settings.spool_dir / "quarantine"):
+        raise InputError(
+            f"quarantine entry {entry.quarantine_id} is not set aside to its end; start the node, "
+            "which ends it, then decide"
+        )
+
+
 def _document(entry: QuarantineEntry, settings: Settings) -> dict[str, Any]:
     decided_at = entry.decided_at
     return {
@@ -164,6 +177,8 @@ def discard(
         wanted = [entry for entry in entries.list() if entry.study_uid == study_uid]
         if not wanted:
             raise InputError(f"nothing of study {study_uid} is in quarantine")
+    for entry in wanted:
+        _check_set_aside(entry, settings)
     decided = []
     for entry in wanted:
         path = settings.data_dir / entry.path

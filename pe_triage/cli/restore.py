@@ -38,5 +38,5 @@ def restore(
     settled = restore_node(settings, None if directory is None else directory.resolve())
     click.echo(
         f"{settled.incoming} files will be indexed again; {settled.lost} images of "
-        f"{settled.studies} studies are not in the backup"
+        f"{settled.studies} studies and {settled.results} result files are not in the backup"
     )

@@ -21,7 +21,7 @@ def retention(
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     from pe_triage.app import open_existing_database, utc_now
     from pe_triage.keeping import retention_store
-    from pe_triage.node.retention import free_bytes
+    from pe_triage.node.retention import lowest_free
     from pe_triage.retention import DAY_S, HOUR_S
 
     table, marks = settings.retention, settings.space_marks
@@ -31,7 +31,7 @@ def retention(
     aged = utc_now() - timedelta(seconds=max(table.images_days * DAY_S, table.settle_h * HOUR_S))
     doc = {
         "enabled": table.enabled and bool(settings.routes),
-        "free_mb": free_bytes(settings.data_dir) >> 20,
+        "free_mb": lowest_free(settings.data_dir, settings.spool_dir) >> 20,
         "refused_below_mb": settings.min_free_mb,
         "low_free_mb": marks.low >> 20,
         "target_free_mb": marks.target >> 20,

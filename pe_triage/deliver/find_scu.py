@@ -54,8 +54,10 @@ STUDY_KEYS = (
 """Return keys at STUDY level beside the UID."""
 SERIES_KEYS = ("Modality", "SeriesDescription", "NumberOfSeriesRelatedInstances")
 """Return keys at SERIES level beside the UIDs."""
-INSTANCE_KEYS = ("SOPInstanceUID", "SOPClassUID")
+INSTANCE_KEYS = ("SOPInstanceUID", "SOPClassUID", "InstanceAvailability")
 """Return keys at IMAGE level."""
+GONE = "UNAVAILABLE"
+"""Instance Availability (0008,0056) of what the peer lists and cannot give (PS3.3 C.4.23.1.1)."""
 
 _PENDING = (0xFF00, 0xFF01)
 
@@ -185,7 +187,7 @@ class QueryScu:
     def instances(self, study_uid: str, series_uid: str) -> dict[str, str]:
         """Every instance that the peer has of one series: SOP Instance UID to SOP Class UID.
 
-        The class is empty where the peer does not say it.
+        The class is empty where the peer does not say it. What it lists as unavailable it has not.
 
         Raises
         ------
@@ -196,19 +198,20 @@ class QueryScu:
         with self._association() as association:
             found = self._find(association, "IMAGE", keys, INSTANCE_KEYS)
 
-        def read(ds: Dataset) -> tuple[str, str, str, str]:
+        def read(ds: Dataset) -> tuple[str, str, str, str, str]:
             return (
                 comparable(ds.get("StudyInstanceUID", study_uid)),
                 comparable(ds.get("SeriesInstanceUID", series_uid)),
                 comparable(ds.get("SOPInstanceUID", "")),
                 comparable(ds.get("SOPClassUID", "")),
+                comparable(ds.get("InstanceAvailability", "")),
             )
 
         # A peer that ignored a key is no witness.
         mine = [
             (uid, sop_class)
-            for study, series, uid, sop_class in self._read(read, found)
-            if (study, series) == (study_uid, series_uid) and uid
+            for study, series, uid, sop_class, availability in self._read(read, found)
+            if (study, series) == (study_uid, series_uid) and uid and availability != GONE
         ]
         return dict(mine)
 

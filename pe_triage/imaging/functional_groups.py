@@ -150,6 +150,10 @@ def with_frames(path: Path, facts: InstanceFacts) -> InstanceFacts:
     if count is None or not 1 <= count <= MAX_ITEMS:
         found = "missing or unreadable" if count is None else str(count)
         return replace(facts, frames_problem=f"number of frames (0028,0008) is {found}")
+    if facts.concatenation_uid is not None and facts.concatenation_number is None:
+        # PS3.3 Table C.7.6.16-1: required. Whether all parts are there could not be told.
+        problem = "a part of a split image has no number (0020,9162)"
+        return replace(facts, frames_problem=problem)
     try:
         groups = read_functional_groups(path)
     except InvalidInstanceError as error:

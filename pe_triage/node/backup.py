@@ -3,18 +3,24 @@
 The database is copied first, then the files: whatever the copy of the database names was there when
 the copying of files began. Files that came since are in the backup without a row, and become
 incoming again; files that retention removed meanwhile are rows without a file, and are marked so.
+
+A backup that is made over an earlier one is that earlier one until all its files are there: only
+then does its database take the other's place, and only then does anything go.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pe_triage.errors import RetryableError
+from pe_triage.errors import InputError, RetryableError
 from pe_triage.receive.spool import Spool
+from pe_triage.store.quarantine import Quarantine
 from pe_triage.store.retention import RetentionStore
 
 FOLDERS = (
@@ -24,6 +30,7 @@ FOLDERS = (
     "spool/studies",
     "spool/quarantine",
     "spool/incoming",
+    "spool/commitments",
     "results",
 )
 UNFINISHED = (".part", ".tmp")
@@ -50,27 +57,84 @@ class Settled:
     """Rows without a file."""
     studies: int
     """Studies that these rows belong to."""
+    results: int = 0
+    """Results without a file."""
 
 
-def copy_files(source: Path, target: Path) -> Copied:
+def check_target(data_dir: Path, target: Path) -> None:
+    """See that a backup is made over one of the same node: what that lacks, it would lose.
+
+    Raises
+    ------
+    InputError
+        `target` holds the backup of another node, or this data directory is not the node's: its
+        file system is not mounted, say.
+    """
+    there, here = _name(target / NODE_ID), _name(data_dir / NODE_ID)
+    if there is not None and there != here:
+        raise InputError(
+            f"{target} holds the backup of {there}; the data directory {data_dir} is "
+            f"{here or 'no node that ever ran'}: give another directory, or mount the right one"
+        )
+
+
+@contextmanager
+def sole_backup(target: Path) -> Iterator[None]:
+    """Hold `target`: two backups at once would publish each other's half-written database.
+
+    Raises
+    ------
+    InputError
+        Another is being made there.
+    """
+    with (target / "backup.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another backup is being made in {target}") from None
+        yield
+
+
+def _name(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def copy_files(
+    source: Path, target: Path, *, publish: Callable[[], object] = lambda: None
+) -> Copied:
     """Make `target` hold the files of `source`; content never changes under a name.
+
+    Parameters
+    ----------
+    publish
+        Called once all of them are there durably, and before files go that `source` no longer has.
 
     Raises
     ------
     RetryableError
-        The file system refused.
+        The file system refused. `target` then lacks nothing that it had.
     """
     copied = unchanged = 0
     seen: set[Path] = set()
+    folders: set[Path] = {target}
     try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in FOLDERS:
             for path in _files(source / folder):
                 relative = path.relative_to(source)
                 seen.add(relative)
                 outcome = _copy(path, target / relative)
+                if outcome:
+                    folders.update(target / parent for parent in relative.parents)
                 copied, unchanged = copied + (outcome is True), unchanged + (outcome is False)
         if (source / NODE_ID).is_file():
             _copy(source / NODE_ID, target / NODE_ID)
+        for folder_written in sorted(folders):
+            _sync(folder_written)
+        publish()
         pruned = 0
         for folder in dict.fromkeys(FOLDERS):
             for path in list(_files(target / folder)):
@@ -83,7 +147,12 @@ def copy_files(source: Path, target: Path) -> Copied:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for directory, _folders, names in os.walk(folder):
+    def failed(error: OSError) -> None:
+        # A directory that cannot be read is not one whose files are gone.
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for directory, _folders, names in os.walk(folder, onerror=failed):
         for name in names:
             if not name.endswith(UNFINISHED):
                 yield Path(directory, name)
@@ -109,8 +178,18 @@ def _copy(path: Path, target: Path) -> bool | None:
     return True
 
 
-def settle(store: RetentionStore, spool: Spool, data_dir: Path) -> Settled:
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def settle(store: RetentionStore, quarantine: Quarantine, spool: Spool, data_dir: Path) -> Settled:
     """Bring rows and files of a restored node together; it may be done again after a crash.
+
+    A file that nobody would look for becomes incoming, wherever it lies: it was acknowledged.
 
     Raises
     ------
@@ -126,9 +205,22 @@ def settle(store: RetentionStore, spool: Spool, data_dir: Path) -> Settled:
             lost.setdefault(study_uid, []).append(sop_instance_uid)
     for study_uid, uids in lost.items():
         store.lost(study_uid, uids)
+    known.update(entry.path.as_posix() for entry in quarantine.list())
     strangers = [
-        path for path in _files(spool.studies) if path.relative_to(data_dir).as_posix() not in known
+        path
+        for folder in (spool.studies, spool.quarantine)
+        for path in _files(folder)
+        if path.relative_to(data_dir).as_posix() not in known
     ]
     for stranger in strangers:
         spool.put_back(stranger)
-    return Settled(incoming=len(strangers), lost=sum(map(len, lost.values())), studies=len(lost))
+    gone = [
+        result_id for result_id, name in store.result_files() if not (data_dir / name).is_file()
+    ]
+    store.lost_results(gone)
+    return Settled(
+        incoming=len(strangers),
+        lost=sum(map(len, lost.values())),
+        studies=len(lost),
+        results=len(gone),
+    )

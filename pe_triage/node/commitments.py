@@ -16,6 +16,7 @@ from pe_triage.archive import CommitmentTable
 from pe_triage.commitment import (
     CLASS_CONFLICT,
     NO_SUCH_INSTANCE,
+    PROCESSING_FAILURE,
     CommitmentReport,
     CommitmentRequest,
     Reference,
@@ -110,25 +111,26 @@ class Reports:
         self._reporters = reporters
         self._log = get_logger()
 
-    def take(self, report: CommitmentReport, calling_aet: str | None = None) -> None:
+    def take(self, report: CommitmentReport, aet: str) -> None:
         """Settle one report; what nobody asked for is logged and forgotten.
 
         Parameters
         ----------
-        calling_aet
-            Who says so; None on the association of our own request.
+        aet
+            Who says so: the caller, or on the association of our own request the one called. One
+            archive never speaks for another.
         """
         log = self._log.bind(transaction_uid=report.transaction_uid)
         peer = self._commitments.peer_of(report.transaction_uid)
-        allowed = None if peer is None else self._reporters.get(peer)
-        if calling_aet is not None and (allowed is None or calling_aet not in allowed):
-            log.warning("commitment.unknown_transaction", calling_aet=calling_aet)
+        allowed = () if peer is None else self._reporters.get(peer, ())
+        if aet not in allowed:
+            log.warning("commitment.unknown_transaction", calling_aet=aet)
             return
         settled = self._commitments.settle(
             report, redeliveries=self._table.redeliveries, retry_s=MAX_DELAY_S
         )
         if settled is None:
-            log.warning("commitment.unknown_transaction", calling_aet=calling_aet)
+            log.warning("commitment.unknown_transaction", calling_aet=aet)
             return
         parked = settled.failed.get(Remedy.PARK, 0)
         say = log.error if parked else log.warning if settled.failed else log.info
@@ -144,7 +146,13 @@ class Reports:
 
 
 class Committer(Loop):
-    """Asks one destination to commit to what it took."""
+    """Asks one destination to commit to what it took.
+
+    Parameters
+    ----------
+    peer, aet
+        Who answers for it, and its AE title.
+    """
 
     def __init__(
         self,
@@ -152,6 +160,7 @@ class Committer(Loop):
         *,
         commitments: CommitmentStore,
         peer: Peer,
+        aet: str,
         table: CommitmentTable,
         reports: Reports,
         make_uid: Callable[[], str],
@@ -162,6 +171,7 @@ class Committer(Loop):
         self._destination = name
         self._commitments = commitments
         self._peer = peer
+        self._aet = aet
         self._table = table
         self._reports = reports
         self._make_uid = make_uid
@@ -170,7 +180,8 @@ class Committer(Loop):
 
     def step(self) -> bool:
         """Ask once about what is due; give up on what has waited too long."""
-        due = self._commitments.due(self._destination, BATCH)
+        longest_s = max(LONGEST_SILENCE_S, self._table.ask_again_s)
+        due = self._commitments.due(self._destination, BATCH, longest_wait_s=longest_s)
         late = [item for item in due if item.age_s >= self._table.give_up_s]
         if late:
             days = self._table.give_up_s / 86400
@@ -202,7 +213,7 @@ class Committer(Loop):
 
     def _heard(self, report: CommitmentReport) -> bool:
         try:
-            self._reports.take(report)
+            self._reports.take(report, self._aet)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not be acknowledged
             self._log.error("commitment.report_failed", error=f"{type(error).__name__}: {error}")
             return False
@@ -314,7 +325,8 @@ class Confirmer(Loop):
 
     def step(self) -> bool:
         """Ask about every request whose time has come."""
-        due = self._requests.due(RequestState.OPEN)
+        longest_s = max(LONGEST_SILENCE_S, ARCHIVE_PATIENCE * self._table.check_every_s)
+        due = self._requests.due(RequestState.OPEN, longest_wait_s=longest_s)
         for request in due:
             self._confirm(request)
         return bool(due)
@@ -325,7 +337,12 @@ class Confirmer(Loop):
         # One that came late is asked about at least once.
         if items and (request.age_s < self._table.settle_s or request.attempts == 0):
             ask = self._by_commitment if self._find is None else self._by_find
-            error = ask(request, items)
+            doubted = self._requests.contradicted([i.reference.sop_instance_uid for i in items])
+            # Two objects go by this UID: which of them the archive holds, its yes does not say.
+            self._requests.note(request.request_id, dict.fromkeys(doubted, PROCESSING_FAILURE))
+            clear = [i for i in items if i.reference.sop_instance_uid not in doubted]
+            if clear:
+                error = ask(request, clear)
             items = [i for i in self._requests.items(request.request_id) if not i.held]
         if not items or (request.age_s >= self._table.settle_s and request.attempts > 0):
             self._requests.decide(request.request_id)
@@ -409,7 +426,9 @@ class Reporter(Loop):
 
     def step(self) -> bool:
         """Send every answer that is due, until the scanner turns out to be away."""
-        due = self._requests.due(RequestState.REPORTING, requester=self._requester)
+        due = self._requests.due(
+            RequestState.REPORTING, requester=self._requester, longest_wait_s=LONGEST_SILENCE_S
+        )
         for request in due:
             report = self._requests.answer(request)
             said = self._peer.report(report)

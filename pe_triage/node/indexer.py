@@ -36,6 +36,7 @@ class _Pending:
     entry: Entry
     instance: ReceivedInstance
     facts: dict[str, Any]
+    filed: Filed
 
 
 class Indexer:
@@ -151,8 +152,10 @@ class Indexer:
                 sop_instance_uid=record.sop_instance_uid,
             )
             self._log.warning("instance.orphan_set_aside", file=orphan.name)
-            self._spool.file_away(entry.path, final)
-        return _Pending(entry=entry, instance=instance, facts=facts_to_json(record.facts))
+            filed = self._spool.file_away(entry.path, final)
+        return _Pending(
+            entry=entry, instance=instance, facts=facts_to_json(record.facts), filed=filed
+        )
 
     def _set_unreadable_aside(
         self, entry: Entry, reason: str, error: InvalidInstanceError | None = None
@@ -182,10 +185,24 @@ class Indexer:
         for item, recorded in zip(pending, outcomes, strict=True):
             if recorded.status.conflict:
                 self._quarantine_one(item, recorded)
-            else:
-                self._spool.forget(item.entry.path)
+                continue
+            if recorded.status is RecordStatus.DUPLICATE and item.filed is Filed.DIFFERENT:
+                self._replace_damaged(item)
+            self._spool.forget(item.entry.path)
         new = sum(r.status is RecordStatus.NEW for r in outcomes)
         self._log.debug("instances.indexed", new=new, known=len(outcomes) - new)
+
+    def _replace_damaged(self, item: _Pending) -> None:
+        """Put back what the disk has spoilt: this has the digest of the one held, its file not."""
+        damaged = self._spool.set_aside(item.instance.path, "damaged")
+        self._spool.file_away(item.entry.path, item.instance.path)
+        self._quarantine.add(
+            path=damaged.relative_to(self._data_dir),
+            reason="damaged on the disk; the same image came again and took its place",
+            study_uid=item.instance.study_uid,
+            sop_instance_uid=item.instance.sop_instance_uid,
+        )
+        self._log.error("instance.damaged_replaced", file=damaged.name)
 
     def _quarantine_one(self, item: _Pending, recorded: Recorded) -> None:
         final = item.instance.path

@@ -18,6 +18,7 @@ from pathlib import Path
 from pe_triage.domain import StudyState
 from pe_triage.logs import get_logger
 from pe_triage.receive.spool import Spool
+from pe_triage.receive.storing import usable_bytes
 from pe_triage.retention import DAY_S, HOUR_S, Marks, RetentionTable
 from pe_triage.store.alarms import AlarmStore
 from pe_triage.store.retention import ANSWERED, Claimed, RetentionStore, Why
@@ -33,10 +34,24 @@ AT_ONCE = 50
 """Candidates read from the database at once."""
 
 
+CLOCK_STEP_S = 3600.0
+"""A wall clock that gains more than this on the time that passed was set, and did not run."""
+CLOCK_HELD_S = DAY_S
+"""So long nothing goes by age after that: whoever set it wrongly has the time to see it."""
+SPARE_FILES = 10_000
+"""Inodes below which files go: before new ones are refused for want of them."""
+
+
 def free_bytes(path: Path) -> int:
     """Bytes that an unprivileged user may still write where `path` lies."""
-    found = os.statvfs(path)
-    return int(found.f_bavail) * int(found.f_frsize)
+    while not path.exists():
+        path = path.parent
+    return usable_bytes(os.statvfs(path), SPARE_FILES)
+
+
+def lowest_free(data_dir: Path, spool_dir: Path, free: Callable[[Path], int] = free_bytes) -> int:
+    """Free bytes of the fullest of the file systems that a node writes to."""
+    return min(free(path) for path in (data_dir, spool_dir, data_dir / "results"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +98,7 @@ class Retention:
         remind_s: float = DAY_S,
         free: Callable[[Path], int] = free_bytes,
         budget_s: float = BUDGET_S,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._spool = spool
@@ -96,6 +112,9 @@ class Retention:
         self._remind_s = remind_s
         self._free = free
         self._budget_s = budget_s
+        self._monotonic = monotonic
+        self._last_look: tuple[datetime, float] | None = None
+        self._held_until_s = float("-inf")
         self._results_at_s = float("-inf")
         self._log = get_logger()
 
@@ -105,11 +124,11 @@ class Retention:
         until_s = time.monotonic() + self._budget_s
         studies = runs = 0
         if self._table.enabled:
-            studies, runs = self._by_age(until_s)
-            if self._free(self._data_dir) < self._marks.low:
-                more, further = self._for_space(until_s)
-                studies, runs = studies + more, runs + further
-        free = self._free(self._data_dir)
+            if self._clock_runs():
+                studies, runs = self._by_age(until_s)
+            more, further = self._for_space(until_s)
+            studies, runs = studies + more, runs + further
+        free = lowest_free(self._data_dir, self._spool.root, self._free)
         self._say(free, exhausted=time.monotonic() < until_s)
         return Removed(studies=studies, runs=runs, free_bytes=free)
 
@@ -117,6 +136,18 @@ class Retention:
 
     def _before(self, seconds: float) -> datetime:
         return self._clock() - timedelta(seconds=max(seconds, self._table.settle_h * HOUR_S))
+
+    def _clock_runs(self) -> bool:
+        """Whether ages mean anything: a clock set a year ahead makes everything a year old."""
+        now, now_s = self._clock(), self._monotonic()
+        if self._last_look is not None:
+            before, before_s = self._last_look
+            step_s = (now - before).total_seconds() - (now_s - before_s)
+            if step_s > CLOCK_STEP_S:
+                self._held_until_s = now_s + CLOCK_HELD_S
+                self._log.error("retention.clock_stepped", hours=round(step_s / HOUR_S, 1))
+        self._last_look = (now, now_s)
+        return now_s >= self._held_until_s
 
     def _by_age(self, until_s: float) -> tuple[int, int]:
         studies = runs = 0
@@ -134,20 +165,20 @@ class Retention:
         return studies, runs
 
     def _for_space(self, until_s: float) -> tuple[int, int]:
+        """Images, then results, each only where it frees the file system that is short of space."""
         before = self._before(0.0)
         studies = runs = 0
-        for done in self._images(before, Why.SPACE, ANSWERED, until_s):
-            studies += done
-            if self._enough():
-                return studies, runs
-        for done in self._results_of(before, Why.SPACE, until_s):
-            runs += done
-            if self._enough():
-                break
+        if self._free(self._spool.studies) < self._marks.low:
+            for done in self._images(before, Why.SPACE, ANSWERED, until_s):
+                studies += done
+                if self._free(self._spool.studies) >= self._marks.target:
+                    break
+        if self._free(self._results) < self._marks.low:
+            for done in self._results_of(before, Why.SPACE, until_s):
+                runs += done
+                if self._free(self._results) >= self._marks.target:
+                    break
         return studies, runs
-
-    def _enough(self) -> bool:
-        return self._free(self._data_dir) >= self._marks.target
 
     def _images(
         self, before: datetime, why: Why, states: Sequence[StudyState], until_s: float

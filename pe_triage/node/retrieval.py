@@ -98,7 +98,8 @@ def ask_archive(archive: Archive, study_uid: str, *, modality: str) -> Wanted:
     StudyNotFoundError
         The archive does not have the study.
     RetrievalError
-        It has it under several patients, or nothing of that modality.
+        It has it under several patients, or nothing of that modality, or names fewer instances of
+        a series than it says that it has: what it names would be a part.
     QueryError
         It does not answer.
     """
@@ -108,13 +109,19 @@ def ask_archive(archive: Archive, study_uid: str, *, modality: str) -> Wanted:
     first = entries[0]
     if not all(same_patient(first.identity, entry.identity) for entry in entries):
         raise RetrievalError(f"{study_uid}: the PACS has it under several patients")
-    series = {
-        item.series_uid: archive.instances(study_uid, item.series_uid)
-        for item in archive.series(study_uid)
+    series: dict[str, Mapping[str, str]] = {}
+    for item in archive.series(study_uid):
         # A series of unstated modality may be the one.
-        if not modality or item.modality in ("", modality)
-    }
-    series = {uid: instances for uid, instances in series.items() if instances}
+        if modality and item.modality not in ("", modality):
+            continue
+        instances = archive.instances(study_uid, item.series_uid)
+        if len(instances) < (item.instances or 0):
+            raise RetrievalError(
+                f"{study_uid}: the PACS says that it has {item.instances} instances of a series, "
+                f"and names {len(instances)}"
+            )
+        if instances:
+            series[item.series_uid] = instances
     if not series:
         raise RetrievalError(f"{study_uid}: the PACS has no {modality or 'image'} series of it")
     return Wanted(study_uid=study_uid, identity=first.identity, series=series)
@@ -183,18 +190,15 @@ class Retriever:
         RetrievalError
             It is another patient's there, is refused, or did not come whole.
         RetrievalLaterError
-            The archive is away.
+            The archive is away, or still receives the study itself.
         """
-        try:
-            wanted = ask_archive(self._archive, study_uid, modality=self._modality)
-        except QueryUnavailableError as error:
-            raise RetrievalLaterError(f"{study_uid}: {error.message}") from None
-        except QueryError as error:
-            raise RetrievalError(f"{study_uid}: {error.message}") from None
-        self._check_patient(wanted)
-        missing = self._missing(wanted)
-        log = self._log.bind(study_uid=study_uid, instances=len(wanted.uids))
-        if missing:
+        wanted = self._ask(study_uid)
+        for _ in range(self._attempts):
+            missing = self._missing(wanted)
+            log = self._log.bind(study_uid=study_uid, instances=len(wanted.uids))
+            if not missing:
+                log.info("retrieval.done")
+                return len(wanted.uids)
             log.info("retrieval.started", missing=len(missing))
             if self._get is not None:
                 self._fetch_by_get(wanted, missing, on_progress)
@@ -202,8 +206,21 @@ class Retriever:
                 self._fetch_by_move(wanted, missing, on_progress)
             # Whoever sent it may have named another patient than the C-FIND did.
             self._check_patient(wanted)
-        log.info("retrieval.done")
+            # All of it is here as the archive had it; a study of today may have grown there since.
+            wanted = self._ask(study_uid)
+        if self._missing(wanted):
+            raise RetrievalLaterError(f"{study_uid}: the PACS is still receiving it")
         return len(wanted.uids)
+
+    def _ask(self, study_uid: str) -> Wanted:
+        try:
+            wanted = ask_archive(self._archive, study_uid, modality=self._modality)
+        except QueryUnavailableError as error:
+            raise RetrievalLaterError(f"{study_uid}: {error.message}") from None
+        except QueryError as error:
+            raise RetrievalError(f"{study_uid}: {error.message}") from None
+        self._check_patient(wanted)
+        return wanted
 
     def _check_patient(self, wanted: Wanted) -> None:
         try:

@@ -12,6 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,9 @@ class CommitmentJournal:
             self._files.rename(temporary, final)
             self._files.fsync_directory(self.directory)
         except OSError as error:
+            # A full disk must not be filled further by what nobody was promised.
+            with suppress(OSError):
+                self._files.unlink(temporary)
             raise SpoolError(f"cannot write {self.directory}: {error.strerror}") from error
         return final
 

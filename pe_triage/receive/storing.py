@@ -24,6 +24,22 @@ PROCESSING_FAILURE = 0xC001
 """Ours for an error of our own making: in the range "cannot understand", so a visible failure."""
 
 
+SPARE_FILES = 1_000
+"""Inodes without which a file system is as full as one without bytes."""
+
+
+def usable_bytes(found: Any, spare_files: int = SPARE_FILES) -> int:
+    """Bytes that an unprivileged user may still write, of what `os.statvfs` found.
+
+    None where (almost) no further file can be made; file systems that make inodes as they need
+    them state no number of them.
+    """
+    files = int(getattr(found, "f_files", 0))
+    if files and int(found.f_favail) < spare_files:
+        return 0
+    return int(found.f_bavail) * int(found.f_frsize)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """Status of a C-STORE response and its Error Comment (0000,0902), at most 64 characters."""
@@ -54,8 +70,7 @@ class FreeSpace:
         """Bytes that an unprivileged user may still write."""
         now = self._clock_s()
         if now - self._asked_at_s >= self._interval_s:
-            found = self._statvfs(self._path)
-            self._bytes = int(found.f_bavail) * int(found.f_frsize)
+            self._bytes = usable_bytes(self._statvfs(self._path))
             self._asked_at_s = now
         return self._bytes
 

@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import inspect
@@ -25,13 +26,25 @@ SQLITE_COPY = "pe-triage.sqlite3"
 POSTGRESQL_COPY = "pe-triage.pgdump"
 
 
-def copy_database(url: str, directory: Path) -> Path:
-    """Write a consistent copy of the database into `directory`, replacing an older one whole.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseCopy:
+    """A copy that is whole, and not yet the backup's own."""
+
+    temporary: Path
+    final: Path
+
+    def publish(self) -> None:
+        """Let it take the place of an older one, durably."""
+        _replace(self.temporary, self.final)
+
+
+def copy_database(url: str, directory: Path) -> DatabaseCopy:
+    """Write a consistent copy of the database into `directory`, beside an older one.
 
     Returns
     -------
-    Path
-        The copy.
+    DatabaseCopy
+        To be published once the files that it names are there too.
 
     Raises
     ------
@@ -43,27 +56,21 @@ def copy_database(url: str, directory: Path) -> Path:
     parsed = parse_url(url)
     sqlite = parsed.get_backend_name() == "sqlite"
     final = directory / (SQLITE_COPY if sqlite else POSTGRESQL_COPY)
-    temporary = final.with_name(f"{final.name}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = _private(final.with_name(f"{final.name}.tmp"))
     if sqlite:
         _copy_sqlite(Path(str(parsed.database)), temporary)
     else:
         _postgresql("pg_dump", parsed, ["--format=custom", f"--file={temporary}"])
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(final)
-    return final
+    return DatabaseCopy(temporary=temporary, final=final)
 
 
-def restore_database(url: str, directory: Path) -> None:
-    """Bring the copy in `directory` back into an empty database.
+def check_restorable(url: str, directory: Path) -> Path:
+    """See that the copy in `directory` can be brought back; returns it.
 
     Raises
     ------
     InputError
         There is no copy of this kind of database, or the database is not empty.
-    PermanentError
-        It could not be read.
     """
     parsed = parse_url(url)
     sqlite = parsed.get_backend_name() == "sqlite"
@@ -74,8 +81,7 @@ def restore_database(url: str, directory: Path) -> None:
         target = Path(str(parsed.database))
         if target.exists():
             raise InputError(f"a database is there already: {target}; move it away first")
-        _copy_sqlite(copy, target)
-        return
+        return copy
     engine = open_engine(url)
     try:
         with translated_errors(), engine.connect() as connection:
@@ -83,7 +89,47 @@ def restore_database(url: str, directory: Path) -> None:
                 raise InputError("the PostgreSQL database is not empty; restore into a new one")
     finally:
         engine.dispose()
+    return copy
+
+
+def restore_database(url: str, directory: Path) -> None:
+    """Bring the copy in `directory` back into an empty database.
+
+    Raises
+    ------
+    InputError
+        As `check_restorable`.
+    PermanentError
+        It could not be read.
+    """
+    copy = check_restorable(url, directory)
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        target = Path(str(parsed.database))
+        # Whole or not at all: half of one would pass for a new and empty node.
+        temporary = _private(target.with_name(f"{target.name}.restoring"))
+        _copy_sqlite(copy, temporary)
+        _replace(temporary, target)
+        return
     _postgresql("pg_restore", parsed, ["--exit-on-error", "--single-transaction", str(copy)])
+
+
+def _private(path: Path) -> Path:
+    """Make an empty file that only its owner may read: it will name patients."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    return path
+
+
+def _replace(temporary: Path, final: Path) -> None:
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(final)
+    descriptor = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _copy_sqlite(source: Path, target: Path) -> None:

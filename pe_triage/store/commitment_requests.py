@@ -8,11 +8,12 @@ and ends REPORTED, or PARKED where the scanner never took the answer.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, Engine, delete, exists, insert, select, update
+from sqlalchemy import Connection, Engine, case, delete, exists, insert, select, update
 
 from pe_triage.commitment import (
     DUPLICATE_TRANSACTION,
@@ -23,7 +24,9 @@ from pe_triage.commitment import (
 )
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
+from pe_triage.store.hand_back import CLOCK_SLACK_S
 from pe_triage.store.recording import chunks
+from pe_triage.store.schema import QuarantineKind, QuarantineState
 
 _requests = schema.commitment_requests
 _items = schema.commitment_request_items
@@ -156,8 +159,24 @@ class CommitmentRequestStore:
 
         return write(self._engine, work)
 
-    def due(self, state: RequestState, *, requester: str | None = None) -> list[OpenRequest]:
-        """Requests whose time has come, the oldest first."""
+    def due(
+        self,
+        state: RequestState,
+        *,
+        requester: str | None = None,
+        longest_wait_s: float = math.inf,
+    ) -> list[OpenRequest]:
+        """Requests whose time has come, the oldest first.
+
+        Parameters
+        ----------
+        longest_wait_s
+            As of `commitments.CommitmentStore.due`.
+        """
+        time_has_come = _requests.c.next_attempt_at <= db_now()
+        if math.isfinite(longest_wait_s):
+            late = db_now() + longest_wait_s + CLOCK_SLACK_S
+            time_has_come |= _requests.c.next_attempt_at > late
         statement = (
             select(
                 _requests.c.request_id,
@@ -169,7 +188,7 @@ class CommitmentRequestStore:
             .where(
                 _requests.c.ended_at.is_(None),
                 _requests.c.state == state.value,
-                _requests.c.next_attempt_at <= db_now(),
+                time_has_come,
             )
             .order_by(_requests.c.next_attempt_at, _requests.c.request_id)
             .limit(100)
@@ -222,6 +241,20 @@ class CommitmentRequestStore:
                     )
         return found
 
+    def contradicted(self, sop_instance_uids: Sequence[str]) -> set[str]:
+        """Those under which this node was sent two different objects, and nobody has decided."""
+        table = schema.quarantine
+        found: set[str] = set()
+        with read(self._engine) as connection:
+            for part in chunks(sop_instance_uids):
+                statement = select(table.c.sop_instance_uid).where(
+                    table.c.sop_instance_uid.in_(part),
+                    table.c.kind != QuarantineKind.OTHER.value,
+                    table.c.state == QuarantineState.HELD.value,
+                )
+                found.update(connection.execute(statement).scalars())
+        return found
+
     def note(self, request_id: int, verdicts: Mapping[str, int | None]) -> None:
         """Keep what the archive said: SOP Instance UID to a Failure Reason, None where it holds.
 
@@ -251,6 +284,10 @@ class CommitmentRequestStore:
                 next_attempt_at=db_now() + wait_s,
                 attempts=_requests.c.attempts + 1,
                 last_error=error,
+                # Dated by a clock that was set back since, it would never grow old.
+                received_at=case(
+                    (_requests.c.received_at > db_now(), db_now()), else_=_requests.c.received_at
+                ),
             )
         )
         write(self._engine, lambda connection: connection.execute(statement))

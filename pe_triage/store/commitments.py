@@ -9,6 +9,7 @@ one may speak of a time before the object was sent again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
+    case,
     delete,
     exists,
     func,
@@ -36,8 +38,10 @@ from pe_triage.commitment import (
 from pe_triage.domain import DeliveryState
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
-from pe_triage.store.jobs import utc_now
+from pe_triage.store.holding import HELD_BACK
+from pe_triage.store.jobs import CLOCK_SLACK_S, utc_now
 from pe_triage.store.outbox import COMMITMENT_ENDED, complete_job
+from pe_triage.store.recording import chunks
 
 TAKEN = (DeliveryState.SENT.value, DeliveryState.WARNING.value)
 """Where the destination has said that it took the object, and not yet that it keeps it."""
@@ -100,8 +104,20 @@ class CommitmentStore:
 
     # ------------------------------------------------------------------ asking
 
-    def due(self, destination: str, limit: int) -> list[Uncommitted]:
-        """Delivered objects about which it is time to ask, the oldest first."""
+    def due(
+        self, destination: str, limit: int, *, longest_wait_s: float = math.inf
+    ) -> list[Uncommitted]:
+        """Delivered objects about which it is time to ask, the oldest first.
+
+        Parameters
+        ----------
+        longest_wait_s
+            Nothing waits longer than this: what does was dated by a clock that was set back since.
+        """
+        now = db_now()
+        time_has_come = _deliveries.c.commit_next_at <= now
+        if math.isfinite(longest_wait_s):
+            time_has_come |= _deliveries.c.commit_next_at > now + longest_wait_s + CLOCK_SLACK_S
         results, jobs = schema.results, schema.jobs
         statement = (
             select(
@@ -116,8 +132,9 @@ class CommitmentStore:
             .join(jobs, _deliveries.c.job_id == jobs.c.job_id)
             .where(
                 _deliveries.c.destination == destination,
-                _deliveries.c.commit_next_at <= db_now(),
+                time_has_come,
                 _deliveries.c.state.in_(TAKEN),
+                _deliveries.c.abandoned_at.is_(None),
             )
             .order_by(_deliveries.c.commit_next_at, _deliveries.c.delivery_id)
             .limit(limit)
@@ -173,6 +190,11 @@ class CommitmentStore:
                     .where(_deliveries.c.delivery_id == item.delivery_id)
                     .values(
                         commit_attempts=_deliveries.c.commit_attempts + 1,
+                        # By it alarms and people count; the future has no age.
+                        commit_since=case(
+                            (_deliveries.c.commit_since > db_now(), db_now()),
+                            else_=_deliveries.c.commit_since,
+                        ),
                         commit_next_at=db_now() + ask_again_s(item),
                     )
                 )
@@ -213,9 +235,10 @@ class CommitmentStore:
         Parameters
         ----------
         wait_s
-            None: no more. Nothing is kept for it then, and `show` says so.
+            None: no more, and `show` says so. It remains uncommitted all the same, for the alarm
+            and for what is kept: silence is no commitment.
         """
-        ended = {"commit_since": None, "commit_next_at": None, "last_error": error}
+        ended = {"commit_next_at": None, "last_error": error}
         values = ended if wait_s is None else {"commit_next_at": db_now() + wait_s}
         statement = (
             update(_deliveries)
@@ -228,7 +251,7 @@ class CommitmentStore:
         write(self._engine, lambda connection: connection.execute(statement))
 
     def ask_again(self, destination: str | None = None) -> int:
-        """Ask about all that is uncommitted, or was given up, again. Returns how many objects."""
+        """Ask about all that is uncommitted, given up or abandoned again; returns how many."""
         wanted = _deliveries.c.state.in_(TAKEN) & (
             _deliveries.c.commit_since.is_not(None) | _deliveries.c.commit_error.is_not(None)
         )
@@ -237,7 +260,7 @@ class CommitmentStore:
         statement = (
             update(_deliveries)
             .where(wanted)
-            .values(commit_next_at=db_now(), commit_since=db_now())
+            .values(commit_next_at=db_now(), commit_since=db_now(), abandoned_at=None)
             .returning(_deliveries.c.delivery_id)
         )
         return write(self._engine, lambda c: len(c.execute(statement).all()))
@@ -285,6 +308,7 @@ class CommitmentStore:
                     select(_items).where(_items.c.commitment_id == asked.commitment_id)
                 )
             }
+            _lock_studies(connection, {r.delivery_id for r in rows.values()} - {None})
             committed = 0
             for reference in report.committed:
                 row = rows.get(reference.sop_instance_uid)
@@ -361,9 +385,15 @@ class CommitmentStore:
         if connection.execute(select(newer)).scalar_one():
             return None
         remedy = failure_rule(reason).remedy
+        error = describe_failure(reason)
         if remedy is Remedy.REDELIVER and delivery.redeliveries >= redeliveries:
             remedy = Remedy.PARK
-        error = describe_failure(reason)
+        if remedy is Remedy.REDELIVER:
+            hindrance = _hindrance(connection, delivery)
+            if hindrance is not None:
+                remedy = Remedy.PARK
+                # Exactly these words are what `holding.send_held` looks for.
+                error = hindrance if hindrance == HELD_BACK else f"{error}; {hindrance}"
         values: dict[str, Any] = {
             Remedy.ASK_AGAIN: {"commit_error": error, "commit_next_at": db_now() + retry_s},
             Remedy.REDELIVER: {
@@ -403,7 +433,11 @@ class CommitmentStore:
                 func.count().label("waiting"),
                 (db_now() - func.min(_deliveries.c.commit_since)).label("oldest_s"),
             )
-            .where(_deliveries.c.commit_since.is_not(None), _deliveries.c.state.in_(TAKEN))
+            .where(
+                _deliveries.c.commit_since.is_not(None),
+                _deliveries.c.state.in_(TAKEN),
+                _deliveries.c.abandoned_at.is_(None),
+            )
             .group_by(_deliveries.c.destination)
             .order_by(_deliveries.c.destination)
         )
@@ -439,6 +473,41 @@ def _wake(connection: Connection, request_id: int) -> None:
         .where(requests.c.request_id == request_id, requests.c.ended_at.is_(None), ~lacking)
         .values(next_attempt_at=db_now())
     )
+
+
+def _lock_studies(connection: Connection, delivery_ids: set[int]) -> None:
+    """Lock the studies of deliveries, before the deliveries: as whoever holds them back does."""
+    jobs, studies = schema.jobs, schema.studies
+    for part in chunks(map(str, delivery_ids)):
+        mine = (
+            select(jobs.c.study_uid)
+            .join(_deliveries, _deliveries.c.job_id == jobs.c.job_id)
+            .where(_deliveries.c.delivery_id.in_([int(number) for number in part]))
+        )
+        connection.execute(
+            select(studies.c.study_uid)
+            .where(studies.c.study_uid.in_(mine))
+            .order_by(studies.c.study_uid)
+            .with_for_update()
+        )
+
+
+def _hindrance(connection: Connection, delivery: Row[Any]) -> str | None:
+    """Why an object may not be sent again by itself; None where it may."""
+    if delivery.abandoned_at is not None:
+        return "it was abandoned"
+    results, jobs, studies = schema.results, schema.jobs, schema.studies
+    row = connection.execute(
+        select(results.c.path, results.c.removed_at, studies.c.quarantine_reason)
+        .join(jobs, results.c.job_id == jobs.c.job_id)
+        .join(studies, jobs.c.study_uid == studies.c.study_uid)
+        .where(results.c.result_id == delivery.result_id)
+    ).one()
+    if row.quarantine_reason is not None:
+        return HELD_BACK
+    if row.path is None or row.removed_at is not None:
+        return "its file is no longer held here; reprocess the study"
+    return None
 
 
 def _locked(connection: Connection, delivery_id: int) -> Row[Any] | None:

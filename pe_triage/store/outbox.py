@@ -41,6 +41,10 @@ TRANSITIONS: Mapping[DeliveryState, frozenset[DeliveryState]] = {
 }
 """From which state `mark` may lead where; anything else is ignored and said so."""
 
+REMOVED = "results/removed"
+"""Where the file of a result would be that is not held any more: nothing ever lies there, so that
+whoever opens it parks the delivery, and the others flow."""
+
 COMMITMENT_ENDED: Mapping[str, Any] = {
     "commit_since": None,
     "commit_next_at": None,
@@ -336,6 +340,7 @@ class Outbox:
             .join(jobs, results.c.job_id == jobs.c.job_id)
             .where(
                 results.c.path.is_not(None),
+                results.c.removed_at.is_(None),
                 # Whose study it is must be settled first; then they go by themselves.
                 jobs.c.study_uid.not_in(
                     select(schema.studies.c.study_uid).where(
@@ -393,7 +398,7 @@ class Outbox:
             kind=ResultKind(row[results.c.kind]),
             sop_class_uid=row[results.c.sop_class_uid],
             sop_instance_uid=row[results.c.sop_instance_uid],
-            path=self._data_dir / row[results.c.path],
+            path=self._data_dir / (row[results.c.path] or REMOVED),
             state=DeliveryState(row[deliveries.c.state]),
             attempts=row[deliveries.c.attempts],
             last_error=row[deliveries.c.last_error],

@@ -358,6 +358,32 @@ class RetentionStore:
         )
         write(self._engine, lambda connection: connection.execute(statement))
 
+    def result_files(self) -> list[tuple[int, str]]:
+        """Number and path of every result whose file should be here."""
+        statement = select(_results.c.result_id, _results.c.path).where(
+            _results.c.path.is_not(None)
+        )
+        with read(self._engine) as connection:
+            return [(row.result_id, row.path) for row in connection.execute(statement)]
+
+    def lost_results(self, result_ids: Collection[int]) -> None:
+        """Say that the files of these results are not there.
+
+        A later run then names no predecessor that it cannot read, and what was to be sent is
+        parked.
+        """
+        now = self._clock()
+
+        def work(connection: Connection) -> None:
+            for result_id in result_ids:
+                connection.execute(
+                    update(_results)
+                    .where(_results.c.result_id == result_id)
+                    .values(path=None, removed_at=now)
+                )
+
+        write(self._engine, work)
+
     # ---------------------------------------------------------------- for people
 
     def held_bytes(self) -> int:

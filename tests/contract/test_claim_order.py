@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from pe_triage.app import requeue
+from pe_triage.errors import InputError
 from pe_triage.store import schema
 from pe_triage.store.claim_order import FAIR_EVERY, STARVING_S, claimable, starving_s
 from pe_triage.store.engine import db_now
@@ -87,6 +88,22 @@ def test_the_list_given_again_queues_nothing_twice(store: StoreUnderTest) -> Non
     assert requeue(store.engine, STUDY, rank=Rank.BACKFILL) == 2
     # A person who names it now wants it now, and one more run.
     assert requeue(store.engine, STUDY, rank=None) == 3
+
+
+@pytest.mark.parametrize("rank", [None, Rank.BACKFILL])
+def test_a_study_that_still_arrives_is_not_analysed_in_pieces(
+    store: StoreUnderTest, rank: int | None
+) -> None:
+    """Nor where it had an answer before: `--from-date` names what the scanner is sending now."""
+    store.receive(count=2)
+    with pytest.raises(InputError, match="still arriving"):
+        requeue(store.engine, STUDY, rank=rank)
+    store.enqueue()
+    store.finish(store.claimed())
+    store.record(instance(STUDY, 3, store.data_dir))
+    with pytest.raises(InputError, match="still arriving"):
+        requeue(store.engine, STUDY, rank=rank)
+    assert store.queue.pending().total == 0
 
 
 def test_a_waiting_backfill_does_not_hold_up_the_run_after_it(store: StoreUnderTest) -> None:

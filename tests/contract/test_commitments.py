@@ -23,10 +23,11 @@ from pe_triage.commitment import (
 )
 from pe_triage.deliver.commitment import OnReport, Said
 from pe_triage.deliver.statuses import Verdict
-from pe_triage.domain import DeliveryState
+from pe_triage.domain import DeliveryState, PatientIdentity
 from pe_triage.errors import QueryUnavailableError
-from pe_triage.node.commitments import Confirmer
+from pe_triage.node.commitments import Committer, Confirmer, Reports
 from pe_triage.store import schema
+from pe_triage.store.abandoning import abandon
 from pe_triage.store.commitment_requests import (
     CommitmentRequestStore,
     Place,
@@ -34,12 +35,14 @@ from pe_triage.store.commitment_requests import (
     Taken,
 )
 from pe_triage.store.commitments import CommitmentStore, Settled, Uncommitted
+from pe_triage.store.engine import db_now
 from pe_triage.store.outbox import Outbox
-from tests.support.store import CT, PACS, SR, STUDY, StoreUnderTest
+from tests.support.store import CT, PACS, SR, STUDY, StoreUnderTest, instance, sha
 
 SCANNER = "CT1@127.0.0.1:104"
 RIS = "RIS@127.0.0.1:105"
 NUMBERS = itertools.count(1)
+DAY_S = 86400.0
 
 
 class Asked:
@@ -213,12 +216,13 @@ def test_no_answer_is_asked_again_and_counted(store: StoreUnderTest) -> None:
     items = asked.commitments.due(PACS, 10)
     asked.commitments.put_off(items, "no answer", None)
     assert asked.commitments.due(PACS, 10) == []
-    assert asked.commitments.lacking() == []
+    (lacking,) = asked.commitments.lacking()
+    assert lacking.waiting == 2
     assert asked.commitments.ask_again(PACS) == 2
     assert len(asked.commitments.due(PACS, 10)) == 2
 
 
-def test_results_are_kept_until_committed_or_given_up(store: StoreUnderTest) -> None:
+def test_results_are_kept_until_committed(store: StoreUnderTest) -> None:
     """By `commit_since`, which `store.retention` looks at."""
     asked = Asked(store)
     uid, (first, second) = asked.ask()
@@ -240,7 +244,156 @@ def test_results_are_kept_until_committed_or_given_up(store: StoreUnderTest) -> 
     asked.deliver()
     assert kept() == {second.delivery_id}
     asked.commitments.put_off([second], "never", None)
-    assert kept() == set()
+    assert kept() == {second.delivery_id}, "silence is no commitment"
+
+
+# ------------------------------------------------------------------ what is not sent again
+
+
+def last_errors(store: StoreUnderTest) -> set[str]:
+    with store.engine.connect() as connection:
+        return set(connection.execute(select(schema.deliveries.c.last_error)).scalars())
+
+
+def test_what_is_lacking_is_not_sent_while_the_patient_is_in_doubt(store: StoreUnderTest) -> None:
+    asked = Asked(store)
+    uid, items = asked.ask()
+    stranger = instance(STUDY, 9, identity=PatientIdentity(patient_id="OTHER"))
+    (entry,) = store.record(stranger)
+    asked.settle(uid, failed=[(i, NO_SUCH_INSTANCE) for i in items])
+    assert asked.states() == ["PARKED"] * 2
+    assert asked.outbox.due(PACS, 10) == []
+    assert entry.quarantine_id is not None
+    # Once it is settled whose study it is, it goes by itself.
+    store.quarantine.discard(entry.quarantine_id)
+    assert asked.states() == ["PENDING"] * 2
+
+
+def test_what_is_lacking_and_no_longer_here_is_parked_and_others_flow(
+    store: StoreUnderTest,
+) -> None:
+    """The site's limit was over and the files went; then the archive says that it lacks them."""
+    asked = Asked(store)
+    uid, items = asked.ask()
+    with store.engine.begin() as connection:
+        connection.execute(update(schema.results).values(path=None, removed_at=store.clock.now))
+    asked.settle(uid, failed=[(i, NO_SUCH_INSTANCE) for i in items])
+    assert asked.states() == ["PARKED"] * 2
+    assert all("no longer held here" in words for words in last_errors(store))
+    assert asked.outbox.requeue_parked() == 0
+    store.queued("1.2.3")
+    store.finish(store.claimed())
+    assert {item.study_uid for item in asked.outbox.due(PACS, 10)} == {"1.2.3"}
+
+
+def test_a_waiting_result_without_a_file_holds_up_no_destination(store: StoreUnderTest) -> None:
+    store.queued()
+    store.finish(store.claimed())
+    with store.engine.begin() as connection:
+        connection.execute(update(schema.results).values(path=None, removed_at=store.clock.now))
+    due = store.outbox.due(PACS, 10)
+    assert len(due) == 2
+    # Its sender finds nothing to open, and parks it.
+    assert not any(item.path.exists() for item in due)
+
+
+def test_what_is_claimed_for_removal_is_not_queued_again(store: StoreUnderTest) -> None:
+    store.queued()
+    store.finish(store.claimed())
+    for item in store.outbox.due(PACS, 10):
+        store.outbox.mark(item.delivery_id, DeliveryState.PARKED, error="refused")
+    with store.engine.begin() as connection:
+        connection.execute(update(schema.results).values(removed_at=store.clock.now))
+    assert store.outbox.requeue_parked() == 0
+
+
+def test_what_a_person_gave_up_is_neither_asked_nor_sent_until_taken_back(
+    store: StoreUnderTest,
+) -> None:
+    asked = Asked(store)
+    uid, items = asked.ask()
+    asked.make_due()
+    decision: Any = {"by": "physicist", "why": "gone", "at": store.clock.now}
+    assert abandon(store.engine, destination=PACS, study_uid=None, **decision) == 2
+    assert asked.commitments.due(PACS, 10) == []
+    assert asked.commitments.lacking() == []
+    assert asked.commitments.ask_again(PACS) == 2
+    assert len(asked.commitments.due(PACS, 10)) == 2
+    (lacking,) = asked.commitments.lacking()
+    assert lacking.waiting == 2
+    abandon(store.engine, destination=PACS, study_uid=None, **decision)
+    asked.settle(uid, failed=[(i, NO_SUCH_INSTANCE) for i in items])
+    assert asked.states() == ["PARKED"] * 2
+
+
+def test_what_a_clock_that_was_ahead_has_dated_is_asked_all_the_same(
+    store: StoreUnderTest,
+) -> None:
+    """A year ahead at delivery, then set right: no archive would be asked, and no alarm raised."""
+    asked = Asked(store)
+    with store.engine.begin() as connection:
+        connection.execute(
+            update(schema.deliveries).values(
+                commit_since=db_now() + 365 * DAY_S, commit_next_at=db_now() + 365 * DAY_S
+            )
+        )
+    assert asked.commitments.due(PACS, 10) == []
+    items = asked.commitments.due(PACS, 10, longest_wait_s=DAY_S)
+    assert len(items) == 2
+    asked.commitments.begin(PACS, "2.25.77", items, ask_again_s=lambda _: 3600.0)
+    assert asked.commitments.due(PACS, 10, longest_wait_s=DAY_S) == []
+    table = schema.deliveries
+    with store.engine.connect() as connection:
+        ahead = select(table.c.delivery_id).where(table.c.commit_since > db_now())
+        assert connection.execute(ahead).all() == []
+
+
+def test_a_request_that_a_clock_ahead_has_dated_is_answered(store: StoreUnderTest) -> None:
+    store.receive(count=1)
+    requests = CommitmentRequestStore(store.engine)
+    requests.take(SCANNER, request_of(1))
+    future = db_now() + 365 * DAY_S
+    with store.engine.begin() as connection:
+        connection.execute(
+            update(schema.commitment_requests).values(received_at=future, next_attempt_at=future)
+        )
+    # The archive never has it: the answer comes when `settle_s` is over, and not in a year.
+    answer = decided(store, confirmer(store, Archive(find={}), by_find=True))
+    assert answer == {f"{STUDY}.1": NO_SUCH_INSTANCE}
+
+
+def test_one_archive_does_not_speak_for_another(store: StoreUnderTest) -> None:
+    """A report on the association of our own request is that archive's word, and no other's."""
+    asked = Asked(store, (PACS, RIS))
+    uid, items = asked.ask()
+    report = CommitmentReport(transaction_uid=uid, committed=tuple(i.reference for i in items))
+
+    class Talkative:
+        def request(self, request: CommitmentRequest, on_report: OnReport) -> Said:
+            assert on_report(report)
+            return Said(verdict=Verdict.SENT)
+
+        def report(self, report: CommitmentReport) -> Said:
+            raise AssertionError
+
+    table = CommitmentTable(of=(PACS, RIS))
+    reports = Reports(asked.commitments, table, {PACS: {"PACS"}, RIS: {"RIS"}})
+
+    def ask(name: str, aet: str) -> None:
+        with store.engine.begin() as connection:
+            connection.execute(
+                update(schema.deliveries).values(commit_next_at=0.0, commit_since=db_now())
+            )
+        committer = Committer(
+            name, commitments=asked.commitments, peer=Talkative(), aet=aet, table=table,
+            reports=reports, make_uid=lambda: f"2.25.9.{next(NUMBERS)}", jitter=lambda: 0.5,
+        )  # fmt: skip
+        assert committer.step()
+
+    ask(RIS, "RIS")
+    assert asked.states() == ["SENT"] * 2
+    ask(PACS, "PACS")
+    assert asked.states() == ["COMMITTED"] * 2
 
 
 def test_old_requests_are_forgotten(store: StoreUnderTest) -> None:
@@ -394,6 +547,28 @@ def test_an_archive_that_is_asked_by_find(
     CommitmentRequestStore(store.engine).take(SCANNER, request_of(1, 2))
     answer = decided(store, confirmer(store, Archive(find=found), by_find=True))
     assert [answer[f"{STUDY}.{n}"] for n in (1, 2)] == reasons
+
+
+@pytest.mark.parametrize("by_find", [True, False])
+def test_two_objects_under_one_uid_are_not_confirmed(store: StoreUnderTest, by_find: bool) -> None:
+    """The archive has one of them; the scanner would delete the other."""
+    store.receive(count=2)
+    (entry,) = store.record(instance(STUDY, 1, store.data_dir, sha256=sha("another")))
+    requests = CommitmentRequestStore(store.engine)
+    requests.take(SCANNER, request_of(1, 2))
+    archive = Archive(find={f"{STUDY}.1": CT, f"{STUDY}.2": CT})
+    worker = confirmer(store, archive, by_find=by_find)
+    if not by_find:
+        worker.step()
+        (asked,) = archive.asked
+        assert [r.sop_instance_uid for r in asked.references] == [f"{STUDY}.2"]
+    answer = decided(store, worker)
+    assert answer[f"{STUDY}.1"] == PROCESSING_FAILURE
+    assert answer[f"{STUDY}.2"] == (None if by_find else PROCESSING_FAILURE)
+    # Once a person has decided, the archive's word counts.
+    assert entry.quarantine_id is not None
+    store.quarantine.discard(entry.quarantine_id)
+    assert requests.contradicted([f"{STUDY}.1"]) == set()
 
 
 def test_what_never_came_here_is_not_confirmed(store: StoreUnderTest) -> None:

@@ -302,6 +302,62 @@ def test_results_go_after_their_age_but_the_report_stays(house: House) -> None:
     assert house.retention().tick().runs == 0
 
 
+def test_only_what_frees_the_disk_that_is_full_goes(house: House) -> None:
+    """Spool and results may be mounts of their own; images do not free the database's disk."""
+    house.answered()
+    house.store.clock.forward(7200)
+    free = dict.fromkeys(("spool", "results", ""), 50 * MIB)
+
+    def of(path: Path) -> int:
+        (part, *_) = (*path.relative_to(house.store.data_dir).parts, "")
+        return free[part]
+
+    def removed() -> tuple[int, int]:
+        done = house.retention(free=of).tick()
+        return done.studies, done.runs
+
+    free[""] = 0
+    assert removed() == (0, 0)
+    (alarm,) = house.alarms.standing()
+    assert alarm.name == "watch.space"
+    free |= {"": 50 * MIB, "results": 0}
+    assert removed() == (0, 1)
+    free |= {"results": 50 * MIB, "spool": 0}
+    assert removed() == (1, 0)
+
+
+def test_a_clock_that_is_set_ahead_makes_nothing_old(house: House) -> None:
+    paths = house.answered()
+    passed_s = 0.0
+    retention = house.retention(monotonic=lambda: passed_s)
+    assert retention.tick().studies == 0
+    house.store.clock.forward(365 * DAY)
+    for _ in range(3):
+        passed_s += 60
+        house.store.clock.forward(60)
+        assert retention.tick().studies == 0
+    # Set right again, nothing was lost by it.
+    house.store.clock.forward(-365 * DAY)
+    assert retention.tick().studies == 0
+    assert all(path.exists() for path in paths)
+    # What is wanted for space is no question of the clock.
+    house.store.clock.forward(7200)
+    house.free = 0
+    assert retention.tick().studies == 1
+
+
+def test_a_clock_that_was_wrong_for_good_is_followed_after_a_day(house: House) -> None:
+    house.answered()
+    passed_s = 0.0
+    retention = house.retention(monotonic=lambda: passed_s)
+    retention.tick()
+    house.store.clock.forward(60 * DAY)
+    assert retention.tick().studies == 0
+    passed_s += 1.1 * DAY
+    house.store.clock.forward(1.1 * DAY)
+    assert retention.tick().studies == 1
+
+
 def test_results_go_for_space_when_there_are_no_images_left(house: House) -> None:
     house.answered()
     house.store.clock.forward(7200)

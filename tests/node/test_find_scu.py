@@ -216,3 +216,21 @@ def test_a_count_that_is_none_is_counted_by_the_instances() -> None:
     with finding_scp(answer) as peer:
         (series,) = scu(peer).series("1.2.3")
     assert series.instances == 3
+
+
+def test_what_an_archive_lists_and_cannot_give_it_has_not() -> None:
+    """A scanner would delete on it, and a fetched study would lack it."""
+
+    def answer(wanted: Dataset) -> Iterator[tuple[int, Dataset | None]]:
+        assert "InstanceAvailability" in wanted
+        for number, availability in enumerate(("ONLINE", "NEARLINE", "UNAVAILABLE", None)):
+            ds = Dataset()
+            ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2", "1.2.3"
+            ds.SOPInstanceUID = f"1.2.3.{number}"
+            if availability is not None:
+                ds.InstanceAvailability = availability
+            yield 0xFF00, ds
+        yield 0x0000, None
+
+    with finding_scp(answer) as peer:
+        assert set(scu(peer).instances("1.2", "1.2.3")) == {"1.2.3.0", "1.2.3.1", "1.2.3.3"}

@@ -127,6 +127,18 @@ def test_fragments_that_fit_no_frame_are_refused(tmp_path: Path) -> None:
         MultiFrame(enhanced(tmp_path / "a.dcm", "1.2.840.10008.1.2.4.80", options), UID)
 
 
+def test_a_part_without_its_number_is_refused(tmp_path: Path) -> None:
+    """Whether the others are there cannot be told, so it does not pass for the whole."""
+
+    def split(ds: Dataset) -> None:
+        ds.ConcatenationUID = "1.2.3.99"
+        ds.InConcatenationTotalNumber = 3
+
+    facts = read_instance(enhanced(tmp_path / "a.dcm", options=Options(edits=[split]))).facts
+    assert facts.frames == ()
+    assert facts.frames_problem == "a part of a split image has no number (0020,9162)"
+
+
 def test_unknown_groups_and_private_ones_are_stepped_over(tmp_path: Path) -> None:
     def crowd(ds: Dataset) -> None:
         for item in (ds.SharedFunctionalGroupsSequence[0], *ds.PerFrameFunctionalGroupsSequence):

@@ -197,3 +197,26 @@ def test_a_failing_disk_sets_nothing_aside(
     assert path.exists()
     assert journal.quarantine.list() == []
     assert journal.assembler.tick() == 0
+
+
+def test_an_image_that_the_disk_has_spoilt_is_put_right_by_the_same_again(
+    journal: Journal, slices: list[Dataset]
+) -> None:
+    """It was acknowledged twice; the good bytes are not thrown away beside the spoilt ones."""
+    journal.receive(slices[0])
+    journal.drain()
+    (row,) = journal.studies.instances(str(slices[0].StudyInstanceUID))
+    held = journal.root / row.path
+    spoilt = bytearray(held.read_bytes())
+    spoilt[-1] ^= 1
+    held.write_bytes(spoilt)
+    journal.receive(slices[0])
+    journal.drain()
+    assert journal.spool.digest(held) == row.sha256
+    (entry,) = journal.quarantine.list()
+    assert (journal.root / entry.path).read_bytes() == spoilt
+    assert "damaged on the disk" in entry.reason
+    # Once more, nothing happens.
+    journal.receive(slices[0])
+    journal.drain()
+    assert len(journal.quarantine.list()) == 1

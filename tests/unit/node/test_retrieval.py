@@ -172,8 +172,52 @@ def test_a_study_in_quarantine_is_not_fetched() -> None:
         retriever(Archive(), studies, lambda *_: DONE).fetch(STUDY)
 
 
+@pytest.mark.parametrize("named", [0, 2])
+def test_a_series_of_which_the_archive_names_a_part_is_not_the_study(named: int) -> None:
+    """A chest of which the archive cannot list the images is not left out in silence."""
+    studies, archive = Studies(), Archive(a=("CT", 3), b=("CT", 2))
+    every = archive.instances
+    archive.instances = (
+        lambda study, series: dict(  # type: ignore[method-assign]
+            list(every(study, series).items())[: named if series == "a" else None]
+        )
+    )
+    move = sends(studies, archive)
+    with pytest.raises(RetrievalError, match=f"has 3 instances of a series, and names {named}"):
+        retriever(archive, studies, move).fetch(STUDY)
+    assert move.parts == []
+
+
+def test_a_study_that_grows_at_the_archive_is_fetched_on() -> None:
+    """A backfill of today meets studies that the scanner is still sending there."""
+    studies, archive = Studies(), Archive(a=("CT", 2))
+    plain = sends(studies, archive)
+
+    def move(part: Part, on: Callable[[Progress], None]) -> Retrieved:
+        ended = plain(part, on)
+        if archive.content["a"][1] < 3:
+            archive.content["a"] = ("CT", 3)
+        return ended
+
+    assert retriever(archive, studies, move).fetch(STUDY) == 3
+    assert studies.held == {"a.0", "a.1", "a.2"}
+
+
+def test_a_study_that_never_stops_growing_is_left_for_later() -> None:
+    studies, archive = Studies(), Archive(a=("CT", 2))
+    plain = sends(studies, archive)
+
+    def move(part: Part, on: Callable[[Progress], None]) -> Retrieved:
+        ended = plain(part, on)
+        archive.content["a"] = ("CT", archive.content["a"][1] + 1)
+        return ended
+
+    with pytest.raises(RetrievalLaterError, match="still receiving it"):
+        retriever(archive, studies, move).fetch(STUDY)
+
+
 def test_a_class_that_is_not_stated_is_a_ct() -> None:
-    archive = Archive()
+    archive = Archive(a=("CT", 1))
     archive.instances = lambda *_: {"a.0": ""}  # type: ignore[method-assign,assignment]
     assert CT in ask_archive(archive, STUDY, modality="CT").sop_classes
 

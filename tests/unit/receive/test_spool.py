@@ -6,9 +6,11 @@ import os
 import stat
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -225,6 +227,17 @@ def test_low_space_is_answered_before_the_disk_is_full(spool: Spool) -> None:
         service.check_space()
     free[0], clock[0] = 5000, 2.0
     service.check_space()
+
+
+@pytest.mark.parametrize(
+    ("files", "left", "full"), [(0, 0, False), (10**6, 999, True), (10**6, 1000, False)]
+)
+def test_a_disk_without_inodes_is_full(spool: Spool, files: int, left: int, full: bool) -> None:
+    found = SimpleNamespace(f_bavail=10**9, f_frsize=1, f_files=files, f_favail=left)
+    space = FreeSpace(str(spool.incoming), statvfs=lambda _path: found)
+    service = StoreService(spool, min_free_bytes=5000, free_space=space)
+    with pytest.raises(SpoolError, match="floor") if full else nullcontext():
+        service.check_space()
 
 
 def test_entries_sort_by_arrival_and_ignore_strangers(spool: Spool) -> None:
