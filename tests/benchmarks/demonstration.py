@@ -61,11 +61,11 @@ def teach(out: Path, workers: int) -> None:
     with Reporter(speaks=True) as reporter:
         drawn = making.draw_phantoms(recipe, "exams", out / "exams", make_exam, reporter)
         exams = [read_exam(exam_path(out / "exams", seed), seed) for seed in drawn]
-        embeddings = making._embed_all(recipe, encoder, exams, reporter)  # noqa: SLF001
+        embeddings = making._embed_all(recipe, encoder, exams, reporter)
         for name, system in making.SYSTEMS.items():
             own = replace(spec, name=f"{system.name}-{EXAMS}", pooling=system.pooling,
                           head=system.head)  # fmt: skip
-            network = making._teach_exams(  # noqa: SLF001
+            network = making._teach_exams(
                 recipe, name, own, encoder, exams, embeddings, reporter, lambda: False
             )
             card = replace(
