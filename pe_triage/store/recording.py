@@ -77,6 +77,8 @@ RESUMED_STATES = frozenset(
 )
 """A new instance puts a study of these back to RECEIVING; QUARANTINED only once settled."""
 
+OPEN_STATES = frozenset({StudyState.RECEIVING, StudyState.QUARANTINED})
+"""A study of these is still to be judged complete: now, or once a person has settled whose it is."""
 
 FIRST_STATE = {
     InstanceRole.IMAGE: StudyState.RECEIVING,
@@ -173,10 +175,9 @@ class Recorder:
             if held.removed:
                 return self._restore(instance, facts, association_id)
             if held.sha256 != instance.sha256:
+                self._arrive_again(instance, association_id)
                 return self._conflict(instance, QuarantineKind.CONTENT)
-            study = self._studies[instance.study_uid]
-            if study["state"] == StudyState.RECEIVING:
-                self._arrive(instance, association_id)
+            self._arrive_again(instance, association_id)
             return self._recorded(instance, RecordStatus.DUPLICATE, held.path)
         if study is None:
             study = self._open_study(instance, FIRST_STATE[instance.role])
@@ -230,8 +231,7 @@ class Recorder:
             study["removed"] = max(0, study["removed"] - 1)
             if study["state"] == StudyState.FAILED and study["quarantine_reason"] is None:
                 study["state"] = StudyState.RECEIVING.value
-        if study["state"] == StudyState.RECEIVING:
-            self._arrive(instance, association_id)
+        self._arrive_again(instance, association_id)
         # Whoever fetched it wants it here for a while.
         study["last_activity_at"] = max(study["last_activity_at"], instance.received_at)
         self._changed.add(instance.study_uid)
@@ -272,9 +272,9 @@ class Recorder:
         if instance.role is InstanceRole.IMAGE:
             study["images"] += 1
         elif study["images"]:
-            # A dose report or a presentation state is no reason for another run.
-            if study["state"] == StudyState.RECEIVING:
-                self._arrive(instance, association_id)
+            # A dose report or a presentation state is no reason for another run. Who brought it
+            # counts all the same: an association that ended badly may have had images to follow.
+            self._arrive(instance, association_id)
             return
         if study["quarantine_reason"] is not None:
             # It grew, but whose study it is must be settled before it is analysed again.
@@ -284,6 +284,11 @@ class Recorder:
         study["received_at"] = min(study["received_at"], instance.received_at)
         study["last_image_at"] = max(study["last_image_at"], instance.received_at)
         self._arrive(instance, association_id)
+
+    def _arrive_again(self, instance: ReceivedInstance, association_id: str) -> None:
+        """Note what brings nothing new, where its study will still be judged complete."""
+        if self._studies[instance.study_uid]["state"] in OPEN_STATES:
+            self._arrive(instance, association_id)
 
     def _arrive(self, instance: ReceivedInstance, association_id: str) -> None:
         at = instance.received_at

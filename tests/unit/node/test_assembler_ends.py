@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
+from pe_triage.domain import InstanceRole, StudyState
 from pe_triage.node import assembler as assembler_module
 from pe_triage.receive.spool import AssociationEvent
-from tests.support.assembling import SLICES, WAITS, Association, World, fast_engine, image
+from tests.support.assembling import (
+    ANN,
+    BEN,
+    SLICES,
+    WAITS,
+    Association,
+    Sent,
+    World,
+    fast_engine,
+    image,
+)
 
 UID = "1.7.1"
 FULL = {UID: {f"{UID}.1": SLICES, f"{UID}.2": 1}}
@@ -153,3 +165,27 @@ def test_a_localizer_that_is_whole_does_not_end_its_study(engine: Engine) -> Non
     assert world.expectations.step()
     pass_s(world, 1)
     assert signs(world) == ["expected_count"]
+
+
+def test_an_abort_while_the_patient_was_in_doubt_is_not_forgotten(engine: Engine) -> None:
+    """A report alone came of the association that broke off, and images may have been to follow."""
+    world = world_of(engine)
+    whole = sender(world)
+    bring(world, whole)
+    stranger = replace(image(UID, 1), patient=BEN, sop_instance_uid=f"{UID}.99", sha256="f" * 64)
+    world.arrive(whole, stranger)
+    world.end(whole)
+    world.index(1000)
+    broken = Association(2, "CT1", [], AssociationEvent.ABORTED)
+    world.open(broken)
+    report = Sent(UID, 0, ANN, "d" * 64, f"{UID}.report", InstanceRole.OTHER)
+    world.arrive(broken, report)
+    world.end(broken)
+    pass_s(world, 1.0)
+    assert world.studies.get(UID).state is StudyState.QUARANTINED
+    (entry,) = world.quarantine.list()
+    world.quarantine.discard(entry.quarantine_id)
+    pass_s(world, WAITS.quiet_s - 1)
+    assert signs(world) == []
+    pass_s(world, 2.0)
+    assert signs(world) == ["quiet"]
