@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from pe_triage.domain import (
     TERMINAL_STATES,
@@ -78,7 +78,7 @@ RESUMED_STATES = frozenset(
 """A new instance puts a study of these back to RECEIVING; QUARANTINED only once settled."""
 
 OPEN_STATES = frozenset({StudyState.RECEIVING, StudyState.QUARANTINED})
-"""A study of these is still to be judged complete: now, or once a person has settled whose it is."""
+"""A study of these will be judged complete: now, or once a person has settled whose it is."""
 
 FIRST_STATE = {
     InstanceRole.IMAGE: StudyState.RECEIVING,
@@ -88,6 +88,14 @@ FIRST_STATE = {
     InstanceRole.OWN_RESULT: StudyState.NOT_EVALUATED,
 }
 """State of a study whose first instance has this role."""
+
+# Built once: building them takes longer than the database does, and each batch sends several.
+_UPDATE_STUDY = update(schema.studies).where(schema.studies.c.study_uid == bindparam("of"))
+_THIS_ARRIVAL = (schema.arrivals.c.study_uid == bindparam("of")) & (
+    schema.arrivals.c.association_id == bindparam("by")
+)
+_ARRIVAL = select(schema.arrivals).where(_THIS_ARRIVAL)
+_UPDATE_ARRIVAL = update(schema.arrivals).where(_THIS_ARRIVAL)
 
 
 def chunks(values: Iterable[str]) -> Iterator[list[str]]:
@@ -389,12 +397,10 @@ class Recorder:
         new = [self._studies[uid] for uid in sorted(self._new_studies)]
         if new:
             self._connection.execute(insert(schema.studies), new)
-        for study in changed:
-            values = {key: value for key, value in study.items() if key != "study_uid"}
+        if changed:
             self._connection.execute(
-                update(schema.studies)
-                .where(schema.studies.c.study_uid == study["study_uid"])
-                .values(**values)
+                _UPDATE_STUDY,
+                [{"of" if key == "study_uid" else key: v for key, v in s.items()} for s in changed],
             )
         if self._instances:
             self._connection.execute(insert(schema.instances), self._instances)
@@ -417,8 +423,8 @@ class Recorder:
     def _flush_arrivals(self) -> None:
         table = schema.arrivals
         for (study_uid, association_id), arrival in sorted(self._arrivals.items()):
-            key = (table.c.study_uid == study_uid) & (table.c.association_id == association_id)
-            old = self._connection.execute(select(table).where(key)).one_or_none()
+            key = {"of": study_uid, "by": association_id}
+            old = self._connection.execute(_ARRIVAL, key).one_or_none()
             if old is None:
                 self._connection.execute(
                     insert(table).values(
@@ -427,13 +433,13 @@ class Recorder:
                 )
                 continue
             self._connection.execute(
-                update(table)
-                .where(key)
-                .values(
-                    instances=old.instances + arrival["instances"],
-                    first_at=min(old.first_at, arrival["first_at"]),
-                    last_at=max(old.last_at, arrival["last_at"]),
-                )
+                _UPDATE_ARRIVAL,
+                {
+                    **key,
+                    "instances": old.instances + arrival["instances"],
+                    "first_at": min(old.first_at, arrival["first_at"]),
+                    "last_at": max(old.last_at, arrival["last_at"]),
+                },
             )
 
     def _path(self, path: Path) -> str:

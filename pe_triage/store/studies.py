@@ -229,6 +229,17 @@ def _stored_instance(row: Row[Any]) -> StoredInstance:
     return StoredInstance(**values)
 
 
+_is_receiving = schema.studies.c.state == StudyState.RECEIVING.value
+# Built once: they are asked twice a second.
+_RECEIVING = select(schema.studies).where(_is_receiving).order_by(schema.studies.c.last_activity_at)
+_ARRIVALS = (
+    select(schema.arrivals)
+    .join(schema.studies, schema.arrivals.c.study_uid == schema.studies.c.study_uid)
+    .where(_is_receiving)
+    .order_by(schema.arrivals.c.first_at, schema.arrivals.c.association_id)
+)
+
+
 class StudyStore:
     """Which studies this node knows, and which instances it holds of them.
 
@@ -275,21 +286,11 @@ class StudyStore:
 
     def receiving(self) -> list[StudyProgress]:
         """Studies in state RECEIVING, the longest silent first."""
-        studies, arrivals = schema.studies, schema.arrivals
-        receiving = studies.c.state == StudyState.RECEIVING.value
         with read(self._engine) as connection:
-            rows = connection.execute(
-                select(studies).where(receiving).order_by(studies.c.last_activity_at)
-            ).all()
+            rows = connection.execute(_RECEIVING).all()
             brought: dict[str, list[Arrival]] = {row.study_uid: [] for row in rows}
             if rows:
-                statement = (
-                    select(arrivals)
-                    .join(studies, arrivals.c.study_uid == studies.c.study_uid)
-                    .where(receiving)
-                    .order_by(arrivals.c.first_at, arrivals.c.association_id)
-                )
-                for row in connection.execute(statement):
+                for row in connection.execute(_ARRIVALS):
                     values = dict(row._mapping)
                     brought[values.pop("study_uid")].append(Arrival(**values))
         return [
