@@ -38,7 +38,7 @@ def watch(
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     from pe_triage.app import local_now, open_existing_database
     from pe_triage.store.watching import WatchStore
-    from pe_triage.watch.alarms import day_chart, draw, judge
+    from pe_triage.watch.alarms import RATED, day_chart, draw, judge
     from pe_triage.watchers import alarm_store
 
     engine = open_existing_database(settings)
@@ -124,7 +124,7 @@ def _of_day(
         "mean_attention_entropy": statistics.fmean(entropies) if entropies else None,
         "outside": [
             word
-            for word in (Outcome.POSITIVE, Outcome.NOT_EVALUATED)
+            for word in RATED
             if (chart := chart_of(samples, word)) is not None and chart.outside
         ],
     }
