@@ -38,7 +38,7 @@ def watch(
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     from pe_triage.app import local_now, open_existing_database
     from pe_triage.store.watching import WatchStore
-    from pe_triage.watch.alarms import RATED, day_chart, draw, judge
+    from pe_triage.watch.alarms import day_chart, draw, judge
     from pe_triage.watchers import alarm_store
 
     engine = open_existing_database(settings)
@@ -113,6 +113,8 @@ def _of_day(
     samples: list[RunSample],
     chart_of: Callable[[Sequence[RunSample], Outcome], RateChart | None],
 ) -> dict[str, Any]:
+    from pe_triage.watch.alarms import RATED
+
     latencies = [s.latency_s for s in samples if s.latency_s is not None]
     entropies = [s.attention_entropy for s in samples if s.attention_entropy is not None]
     words = [str(s.outcome) if s.outcome else str(s.state) for s in samples]

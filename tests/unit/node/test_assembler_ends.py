@@ -175,7 +175,7 @@ def test_an_abort_while_the_patient_was_in_doubt_is_not_forgotten(engine: Engine
     stranger = replace(image(UID, 1), patient=BEN, sop_instance_uid=f"{UID}.99", sha256="f" * 64)
     world.arrive(whole, stranger)
     world.end(whole)
-    world.index(1000)
+    pass_s(world, 0.5)
     broken = Association(2, "CT1", [], AssociationEvent.ABORTED)
     world.open(broken)
     report = Sent(UID, 0, ANN, "d" * 64, f"{UID}.report", InstanceRole.OTHER)
@@ -188,4 +188,50 @@ def test_an_abort_while_the_patient_was_in_doubt_is_not_forgotten(engine: Engine
     pass_s(world, WAITS.quiet_s - 1)
     assert signs(world) == []
     pass_s(world, 2.0)
-    assert signs(world) == ["quiet"]
+    # What came of the sender last was released, before the other broke off.
+    assert signs(world) == ["broken_off"]
+
+
+@pytest.mark.parametrize(
+    ("title", "again", "sign"),
+    [("CT1", False, "broken_off"), ("CT1", True, "quiet"), ("CT2", True, "broken_off")],
+)
+def test_a_sender_that_breaks_off_is_told_from_one_that_goes_on(
+    engine: Engine, title: str, again: bool, sign: str
+) -> None:
+    """What it brings again counts: it has nothing more to bring."""
+    world = world_of(engine)
+    broken = Association(1, "CT1", [], AssociationEvent.ABORTED)
+    world.open(broken)
+    bring(world, broken)
+    world.end(broken)
+    pass_s(world, 10.0)
+    if again:
+        other = Association(2, title, [], AssociationEvent.RELEASED)
+        world.open(other)
+        bring(world, other, range(2))
+        world.end(other)
+    pass_s(world, WAITS.quiet_s + 2)
+    assert signs(world) == [sign]
+    (name, facts) = world.log.events[-1]
+    assert name == "study.complete"
+    assert "an association ended without release" in facts["reason"]
+
+
+def test_time_in_quarantine_is_no_time_waited(engine: Engine) -> None:
+    """The sender goes on while a person decides, long after the limit."""
+    world = world_of(engine)
+    association = sender(world)
+    bring(world, association, range(4))
+    world.arrive(association, replace(image(UID, 1), patient=BEN, sop_instance_uid=f"{UID}.99"))
+    pass_s(world, WAITS.max_wait_s + 60, 10.0)
+    bring(world, association, range(4, 5))
+    world.index(1000)
+    (entry,) = world.quarantine.list()
+    world.quarantine.discard(entry.quarantine_id)
+    for n in range(5, SLICES):
+        pass_s(world, 10.0)
+        bring(world, association, range(n, n + 1))
+    world.end(association)
+    pass_s(world, 10.0)
+    assert signs(world) == ["released_and_contiguous"]

@@ -30,7 +30,7 @@ HOUR = 3600.0
 
 
 def runs(count: int, seed: int = 1, **change: Any) -> list[RunSample]:
-    """Studies as a node in order sees them: one in six positive, a tenth refused, one in twenty open."""
+    """Studies as a node in order sees them: 1/6 positive, 1/10 refused, 1/20 open."""
     source = random.Random(seed)
     made = []
     for number in range(count):
