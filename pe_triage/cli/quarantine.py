@@ -155,9 +155,10 @@ def discard(
     if (entry_id is None) == (study_uid is None):
         raise click.UsageError("give either ENTRY_ID or --study UID")
     settings = settings_from(data_dir=data_dir, database=database, config=config)
+    from pe_triage.receive.spool import Spool
     from pe_triage.store.quarantine import QuarantineState
 
-    entries = _store(settings)
+    entries, spool = _store(settings), Spool(settings.spool_dir)
     if entry_id is not None:
         wanted = [entries.check(entry_id, QuarantineState.DISCARDED)]
     else:
@@ -167,6 +168,13 @@ def discard(
     decided = []
     for entry in wanted:
         path = settings.data_dir / entry.path
+        if path.exists() and not spool.is_aside(path):
+            # Entered, and its node died before it was moved: what lies there may be the first
+            # object's file, which is held.
+            raise InputError(
+                f"the node has not moved the object of entry {entry.quarantine_id} to quarantine "
+                "yet: start it, then discard the entry"
+            )
         try:
             # The file first: a deletion that fails leaves an entry that can be discarded again.
             path.unlink(missing_ok=True)
