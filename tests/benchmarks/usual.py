@@ -29,11 +29,13 @@ FIRST_SEED = 26_000_000
 def summed(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts of what refused or cautioned, and how the strangeness spreads."""
     spreads = [row["strangeness"] for row in rows if row["strangeness"] is not None]
+    alternating = [round(row["alternation"], 3) for row in rows]
     return {
         "phantoms": len(rows),
         "refused": Counter(row["refused"] for row in rows if row["refused"]),
         "cautions": Counter(name for row in rows for name in row["cautions"]),
         "strangeness": [round(float(v), 2) for v in np.percentile(spreads, (0, 50, 95, 100))],
+        "alternation": [min(alternating), max(alternating)],
     }
 
 
