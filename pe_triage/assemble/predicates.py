@@ -224,12 +224,15 @@ def interleaved(view: SeriesView, _rules: EligibilityRules) -> Found | None:
 
 
 def _passes(times_s: Sequence[float | None]) -> list[int]:
-    """Number the passes over the body that times of acquisition fall into; 0 without a time."""
-    known = sorted({t for t in times_s if t is not None})
-    number = dict.fromkeys(known[:1], 1)
-    for before, after in pairwise(known):
+    """Number the passes over the body that times of acquisition fall into; all 0 if one lacks."""
+    known = [t for t in times_s if t is not None]
+    if len(known) < len(times_s):
+        return [0] * len(times_s)
+    ordered = sorted(set(known))
+    number = dict.fromkeys(ordered[:1], 1)
+    for before, after in pairwise(ordered):
         number[after] = number[before] + (after - before > PASS_PAUSE_S)
-    return [0 if t is None else number[t] for t in times_s]
+    return [number[t] for t in known]
 
 
 def unimaged(view: SeriesView, rules: EligibilityRules) -> Found | None:
