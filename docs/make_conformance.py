@@ -473,7 +473,10 @@ with the first of these that was proposed; Verification with the first {len(VERI
 
 {syntaxes}
 
-Deflated Explicit VR is refused. Behaviour is Level 2 (Full) as to attributes: data sets are kept
+Any other transfer syntax is refused for its context alone, with result 4 (transfer syntaxes not
+supported), so that a sender falls back on one of these: Deflated Explicit VR (1 MiB of it can hold
+2 GiB) and High-Throughput JPEG 2000 (`1.2.840.10008.1.2.4.201` to `.203`), which this version does
+not decode, among them. Behaviour is Level 2 (Full) as to attributes: data sets are kept
 byte for byte; no coercion. Success is answered only after the instance is durable. The same bytes
 sent again are acknowledged and kept once; other bytes under a SOP Instance UID that is held, or a
 study under another patient, are acknowledged, set aside and shown (`pe-triage quarantine list`).

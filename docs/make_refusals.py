@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pe_triage.assemble.advice import ADVICE
 from pe_triage.assemble.choice import STACK_PROBLEMS, TIE_RULE
+from pe_triage.assemble.completeness import FORCED
 from pe_triage.assemble.measure_rules import CAUTION_RULES, MEASURE_RULES
 from pe_triage.assemble.predicates import PLANE_PROBLEMS
 from pe_triage.assemble.rules import EligibilityRules
@@ -54,6 +55,28 @@ OTHER = (
         "INDETERMINATE: read as usual; motion and poor contrast are the commonest causes.",
     ),
     ("no label reached a decision", "INDETERMINATE: read as usual."),
+    (
+        "only … of the … images at the PACS had come",
+        "The PACS held more of the study when it was closed. A negative answer becomes "
+        "INDETERMINATE. Find out at the sender why the rest does not come; once it comes, a run "
+        "follows by itself.",
+    ),
+    (
+        FORCED["broken_off"],
+        "The sender's association was aborted, and it brought nothing of the study afterwards. A "
+        "negative answer becomes INDETERMINATE. Send the study again: what is missing makes a new "
+        "run. If nothing was missing the answer stays as it is; read as usual.",
+    ),
+    (
+        FORCED["max_wait"],
+        "The sender was at work on the study for longer than `max_wait_s`. A negative answer "
+        "becomes INDETERMINATE. Look at what the sender repeats, or raise the limit for it.",
+    ),
+    (
+        FORCED["clock_set_back"],
+        "The node's clock was set back by more than `quiet_s`. A negative answer becomes "
+        "INDETERMINATE. Keep the clock by NTP.",
+    ),
     (
         "holds nothing but results that pe-triage itself has made",
         "The PACS sent our own results back. Exclude them from its forwarding rule.",

@@ -600,6 +600,8 @@ class VolumeMeasures:
         pixels (low for lung and bone kernels); None where it cannot be measured.
     slice_jump
         Largest step between neighbouring slices, over the usual one near by.
+    alternation
+        How much neighbouring slices differ, over how much every second one differs.
     blank_slices, saturated_slices
         Slices that show no body; slices of which a large part is at the upper end of the scale.
     doubling, unevenness
@@ -621,6 +623,7 @@ class VolumeMeasures:
     noise_hu: float | None = None
     grain: float | None = None
     slice_jump: float | None = None
+    alternation: float | None = None
     blank_slices: int = 0
     saturated_slices: int = 0
     doubling: float | None = None

@@ -153,6 +153,9 @@ class WatchTable(_Table):
     not_evaluated_rate: Share | None = Field(
         default=None, description="Expected share of NOT_EVALUATED; default: that of the baseline."
     )
+    indeterminate_rate: Share | None = Field(
+        default=None, description="Expected share of INDETERMINATE; default: that of the baseline."
+    )
     constant_studies: Annotated[int, Field(ge=3, le=1000)] = Field(
         default=8,
         description="Studies in a row with the same probability to 6 digits that raise an alarm.",

@@ -26,9 +26,9 @@ AXIAL_LIMIT_DEG = 10.0
 SHEAR_LIMIT_DEG = 0.5
 """Largest angle between slice normal and table travel that is rounding, not gantry tilt."""
 SIDEWAYS_LIMIT_MM = 1.0
+"""Largest sideways shift of a slice against the line through all."""
 SAME_PLACE_MM = 0.1
 """Images at one position that lie further apart sideways show different parts of the body."""
-"""Largest sideways shift of a slice against the line through all."""
 UNIT_TOLERANCE = 1e-2
 SAME_ORIENTATION = 1e-3
 """Largest difference of a direction cosine within one series."""

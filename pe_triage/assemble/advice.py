@@ -223,6 +223,11 @@ ADVICE: Mapping[str, Advice] = MappingProxyType({
         do="Look at the series in a viewer. If it is sound there, tell us, and raise "
         "`max_slice_jump`.",
     ),
+    "alternating": Advice(
+        why="Every second slice is of another acquisition, though no header says so: two phases, "
+        "or two positions of the patient, would become one volume.",
+        do="Send each acquisition as a series of its own. Key: `max_alternation`.",
+    ),
     "lung_extent": Advice(
         why="Too little lung from head to foot: no chest, or part of one.",
         do="If part is missing, send the rest. Key: `min_lung_extent_mm`.",

@@ -7,7 +7,7 @@ early costs a second run, never a lost image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -65,6 +65,9 @@ class StudyProgress:
         Associations open now that contributed to the study, or come from a sender that did.
     all_released
         Every association that contributed has ended, by release and not by abort.
+    broken_off
+        An association that contributed was aborted, and its sender has brought nothing of the study
+        since.
     series
         Each series' verdict and geometry so far.
     expected_instances
@@ -76,6 +79,7 @@ class StudyProgress:
     last_instance_at: datetime
     open_associations: int
     all_released: bool
+    broken_off: bool = False
     series: tuple[SeriesProgress, ...] = ()
     expected_instances: int | None = None
 
@@ -87,8 +91,8 @@ class Completeness:
     Attributes
     ----------
     sign
-        ``expected_count``, ``released_and_contiguous``, ``quiet``, ``max_wait``,
-        ``clock_set_back``; ``none`` while the study is open.
+        ``expected_count``, ``released_and_contiguous``, ``quiet``, ``broken_off`` (quiet after an
+        abort), ``max_wait``, ``clock_set_back``; ``none`` while the study is open.
     reason
         What is there, or what is waited for.
     check_again_s
@@ -158,6 +162,16 @@ EARLY_SIGNS: tuple[tuple[str, Holds, str], ...] = (
 """Name, what is missing for it, and what it means; each counts once the grace time has passed."""
 
 
+FORCED: Mapping[str, str] = {
+    "broken_off": "the sender broke off and did not go on: images may be missing",
+    "max_wait": "closed at the time limit, while images may still have been on their way",
+    "clock_set_back": "closed because the clock was set back, while images may still have been on "
+    "their way",
+}
+"""Signs by which a study is closed though nothing says that it is whole, and what a reader is told:
+it takes a negative answer its certainty."""
+
+
 def judge_completeness(
     progress: StudyProgress,
     rules: CompletenessRules,
@@ -208,7 +222,8 @@ def judge_completeness(
         return Completeness(complete=True, sign="clock_set_back", reason=reason, check_again_s=None)
     if clock.since_last_s >= quiet_s:
         reason = f"nothing new for {quiet_s:g} s; {waiting[-1]}" if waiting else "quiet"
-        return Completeness(complete=True, sign="quiet", reason=reason, check_again_s=None)
+        sign = "broken_off" if progress.broken_off else "quiet"
+        return Completeness(complete=True, sign=sign, reason=reason, check_again_s=None)
     if clock.since_first_s >= rules.max_wait_s:
         return Completeness(
             complete=True,

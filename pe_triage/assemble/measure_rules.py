@@ -55,6 +55,11 @@ def _jump(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
     return {"found": found} if found is not None and found > rules.max_slice_jump else None
 
 
+def _alternating(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
+    found = m.alternation
+    return {"found": found} if found is not None and found > rules.max_alternation else None
+
+
 def _sharp(m: VolumeMeasures, rules: EligibilityRules) -> Found | None:
     if rules.allow_lung_kernel or m.grain is None or m.grain >= rules.min_grain:
         return None
@@ -118,6 +123,12 @@ MEASURE_RULES: tuple[MeasureRule, ...] = (
         refuses=_jump,
         words="a slice does not fit between its neighbours: it differs from both {found:.1f} "
         "times as much as usual (> {rules.max_slice_jump:.1f})",
+    ),
+    MeasureRule(
+        name="alternating",
+        refuses=_alternating,
+        words="slices of two acquisitions lie between each other: neighbours differ {found:.2f} "
+        "times as much as every second one (> {rules.max_alternation:.2f})",
     ),
     MeasureRule(
         name="lung_extent",

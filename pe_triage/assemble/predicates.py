@@ -6,7 +6,7 @@ order and words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +21,8 @@ from pe_triage.stack import Stack
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 
+PASS_PAUSE_S = 5.0
+"""A longer pause lies between two passes over the body, and not within one."""
 TIME_SERIES_IMAGES = 3
 """So many images of different times at every position make no single volume."""
 
@@ -209,11 +211,28 @@ def interleaved(view: SeriesView, _rules: EligibilityRules) -> Found | None:
     # Acquisitions one above the other, as of a scanner that steps from place to place, are one
     # chest. Where they lie between each other, two phases would make one volume.
     # The stacks of an Enhanced CT image (PS3.3 C.7.6.16.2.2.4) are told apart in the same way.
-    numbers = [(g[0].facts.acquisition_number, g[0].facts.stack_id) for g in view.stack.groups]
+    # Without numbers the times tell, where they lie so far apart.
+    facts = [g[0].facts for g in view.stack.groups]
+    passes = _passes([f.acquisition_time_s for f in facts])
+    numbers = [
+        (f.acquisition_number, f.stack_id, which) for f, which in zip(facts, passes, strict=True)
+    ]
     runs = [number for number, after in pairwise([*numbers, object()]) if number != after]
     if len(runs) == len(set(runs)):
         return None
     return {"found": len(set(runs))}
+
+
+def _passes(times_s: Sequence[float | None]) -> list[int]:
+    """Number the passes over the body that times of acquisition fall into; all 0 if one lacks."""
+    known = [t for t in times_s if t is not None]
+    if len(known) < len(times_s):
+        return [0] * len(times_s)
+    ordered = sorted(set(known))
+    number = dict.fromkeys(ordered[:1], 1)
+    for before, after in pairwise(ordered):
+        number[after] = number[before] + (after - before > PASS_PAUSE_S)
+    return [number[t] for t in known]
 
 
 def unimaged(view: SeriesView, rules: EligibilityRules) -> Found | None:

@@ -57,6 +57,8 @@ class EligibilityRules:
         Lung that must be seen for the volume to be a chest.
     max_slice_jump
         How much a slice may differ from both its neighbours, in usual differences.
+    max_alternation
+        How much neighbouring slices may differ, over how much every second one does.
     max_blank_slices, max_saturated_slices
         Slices without a body, or at the upper end of the scale, that are tolerated.
     min_grain
@@ -101,6 +103,7 @@ class EligibilityRules:
     min_lung_extent_mm: float = 80.0
     min_lung_fraction: float = 0.08
     max_slice_jump: float = 2.0
+    max_alternation: float = 1.1
     max_blank_slices: int = 0
     max_saturated_slices: int = 0
     min_grain: float = 0.3

@@ -19,6 +19,7 @@ MEASURED: tuple[tuple[str, str, str], ...] = (
     ("noise_hu", "noise", "{:.0f} HU"),
     ("lung_extent_mm", "lung over", "{:.0f} mm"),
     ("slice_jump", "slice jump", "{:.1f}"),
+    ("alternation", "alternation", "{:.2f}"),
     ("unevenness", "unevenness", "{:.2f}"),
     ("doubling", "doubling", "{:.3f}"),
     ("strangeness", "strangeness", "{:.1f}"),

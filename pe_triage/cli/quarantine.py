@@ -33,8 +33,8 @@ def _check_set_aside(entry: QuarantineEntry, settings: Settings) -> None:
 
     A crash between the row and the move leaves it so; the next start of the node ends it.
     """
-    path = settings.data_dir / entry.path
-    if ".." in path.parts or not path.is_relative_to(settings.spool_dir / "quarantine"):
+    path = (settings.data_dir / entry.path).resolve()
+    if not path.is_relative_to((settings.spool_dir / "quarantine").resolve()):
         raise InputError(
             f"quarantine entry {entry.quarantine_id} is not set aside to its end; start the node, "
             "which ends it, then decide"

@@ -113,6 +113,8 @@ def _of_day(
     samples: list[RunSample],
     chart_of: Callable[[Sequence[RunSample], Outcome], RateChart | None],
 ) -> dict[str, Any]:
+    from pe_triage.watch.alarms import RATED
+
     latencies = [s.latency_s for s in samples if s.latency_s is not None]
     entropies = [s.attention_entropy for s in samples if s.attention_entropy is not None]
     words = [str(s.outcome) if s.outcome else str(s.state) for s in samples]
@@ -124,7 +126,7 @@ def _of_day(
         "mean_attention_entropy": statistics.fmean(entropies) if entropies else None,
         "outside": [
             word
-            for word in (Outcome.POSITIVE, Outcome.NOT_EVALUATED)
+            for word in RATED
             if (chart := chart_of(samples, word)) is not None and chart.outside
         ],
     }

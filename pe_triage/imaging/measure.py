@@ -16,6 +16,7 @@ from scipy import ndimage
 from pe_triage.domain import CtVolume, VolumeMeasures
 from pe_triage.imaging.motion import motion_signs
 from pe_triage.imaging.quality import (
+    alternation,
     blank_slices,
     noise_and_grain,
     saturated_slices,
@@ -77,6 +78,7 @@ def measure_volume(volume: CtVolume) -> VolumeMeasures:
         noise_hu=noise_hu,
         grain=grain,
         slice_jump=slice_jump(volume),
+        alternation=alternation(volume),
         blank_slices=blank_slices(volume),
         saturated_slices=saturated_slices(volume),
         doubling=doubling,

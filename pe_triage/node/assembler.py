@@ -7,7 +7,6 @@ time) and never an image.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,23 +24,15 @@ from pe_triage.assemble.geometry import series_geometry
 from pe_triage.domain import InstanceRole, ReceivedInstance
 from pe_triage.logs import get_logger
 from pe_triage.monitoring import SenderTable
+from pe_triage.node.associations import Associations
 from pe_triage.node.expectations import NOTHING, Expectation, Expectations
 from pe_triage.node.files import to_received
 from pe_triage.node.urgency import PlaceOf
-from pe_triage.receive.spool import AssociationEvent, EventRecord
+from pe_triage.receive.spool import EventRecord
 from pe_triage.store.engine import StoreUnavailableError
 from pe_triage.store.jobs import Closing, JobQueue, StudyChangedError
 from pe_triage.store.studies import StudyProgress, StudyStore
 from pe_triage.urgency import Place
-
-REMEMBERED = 10_000
-"""Associations kept in memory after their end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Association:
-    event: AssociationEvent
-    calling_aet: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,26 +137,14 @@ class Assembler:
         self._senders = dict(senders or {})
         self._asking = asking
         self._place_of = place_of
-        self._lock = threading.Lock()
-        self._associations: dict[str, _Association] = {}
+        self._associations = Associations()
         self._judged: dict[str, _Judged] = {}
         self._drained_s: float | None = None
         self._log = get_logger()
 
     def note_event(self, association_id: str, record: EventRecord) -> None:
         """Remember that an association was opened, released or aborted."""
-        with self._lock:
-            self._associations.pop(association_id, None)
-            self._associations[association_id] = _Association(
-                event=record.event, calling_aet=record.calling_aet
-            )
-            ended = [
-                key
-                for key, value in self._associations.items()
-                if value.event is not AssociationEvent.OPENED
-            ]
-            for key in ended[:-REMEMBERED]:
-                del self._associations[key]
+        self._associations.note(association_id, record)
 
     def note_drained(self, started_s: float) -> None:
         """Say that all that was acknowledged before `started_s` (monotonic) is in the database."""
@@ -173,9 +152,7 @@ class Assembler:
 
     def calling_aet(self, association_id: str) -> str | None:
         """Calling AE title of an association, where its opening was seen."""
-        with self._lock:
-            known = self._associations.get(association_id)
-            return None if known is None else known.calling_aet
+        return self._associations.calling_aet(association_id)
 
     def tick(self) -> int:
         """Judge every receiving study; returns how many were found complete.
@@ -192,7 +169,8 @@ class Assembler:
         now = clock_at - timedelta(seconds=max(0.0, time.monotonic() - drained_s))
         receiving = self._studies.receiving()
         if receiving:
-            self._end_orphans()
+            for association_id in self._associations.end_orphans(self._living_boots()):
+                self._log.warning("association.lost", association_id=association_id)
         open_uids = {study.study_uid for study in receiving}
         for gone in self._judged.keys() - open_uids:
             del self._judged[gone]
@@ -210,32 +188,20 @@ class Assembler:
                 )
         return complete
 
-    def _end_orphans(self) -> None:
-        """Count associations as aborted whose receiver died: none will say that they ended."""
-        living = self._living_boots()
-        with self._lock:
-            for association_id, known in self._associations.items():
-                if known.event is not AssociationEvent.OPENED:
-                    continue
-                if association_id.rpartition("-")[0] in living:
-                    continue
-                self._associations[association_id] = _Association(
-                    event=AssociationEvent.ABORTED, calling_aet=known.calling_aet
-                )
-                self._log.warning("association.lost", association_id=association_id)
-
     def _judge(self, study: StudyProgress, now: datetime, clock_at: datetime) -> bool:
         rules = rules_for(study.calling_aets, self._completeness, self._senders)
         quiet_for_s = (now - study.last_activity_at).total_seconds()
-        age_s = (now - study.received_at).total_seconds()
+        age_s = (now - _not_before(study.received_at, study.settled_at)).total_seconds()
         set_back = (study.last_activity_at - clock_at).total_seconds() > rules.quiet_s
         soon = quiet_for_s < min(rules.grace_s, rules.quiet_s)
         if soon and not set_back and age_s < rules.max_wait_s:
             # Nothing can close it yet, so its series need not be looked at. A sender that never
             # falls silent (it repeats one image for ever) is the matter of `max_wait_s`.
             return False
-        open_associations, all_released = self._associations_of(study)
+        open_associations = self._associations.open_now(study)
         judged = self._judged_of(study)
+        # While it lay in quarantine nobody waited for its images.
+        since = _not_before(judged.since, study.settled_at)
         expectation = self._expectation(study)
         missing = self._missing(expectation, judged)
         if missing == 0 and open_associations:
@@ -249,10 +215,11 @@ class Assembler:
         decision = judge_completeness(
             Progress(
                 instances=study.instances,
-                first_instance_at=judged.since,
+                first_instance_at=since,
                 last_instance_at=study.last_activity_at,
                 open_associations=open_associations,
-                all_released=all_released,
+                all_released=self._associations.all_released(study),
+                broken_off=self._associations.broken_off(study),
                 series=judged.series,
                 expected_instances=expected,
             ),
@@ -266,7 +233,7 @@ class Assembler:
             decision.sign == "released_and_contiguous"
             and expectation.asking
             and quiet_for_s < rules.quiet_s
-            and (now - judged.since).total_seconds() < rules.max_wait_s
+            and (now - since).total_seconds() < rules.max_wait_s
         ):
             # The answer that is on its way may say that more is to come; but a question that is
             # never answered must not keep a study open when nothing else would.
@@ -313,23 +280,6 @@ class Assembler:
             return None
         return expectation.missing(judged.held, whole_study=self._asking.whole_study)
 
-    def _associations_of(self, study: StudyProgress) -> tuple[int, bool]:
-        with self._lock:
-            open_count = sum(
-                association.event is AssociationEvent.OPENED
-                and (
-                    association_id in study.association_ids
-                    or association.calling_aet in study.calling_aets
-                )
-                for association_id, association in self._associations.items()
-            )
-            all_released = all(
-                association_id in self._associations
-                and self._associations[association_id].event is AssociationEvent.RELEASED
-                for association_id in study.association_ids
-            )
-        return open_count, all_released
-
     def _judged_of(self, study: StudyProgress) -> _Judged:
         known = self._judged.get(study.study_uid)
         if known is not None and known.instances == study.instances:
@@ -370,3 +320,7 @@ class Assembler:
                 error=type(error).__name__,
             )
             return None
+
+
+def _not_before(at: datetime, settled_at: datetime | None) -> datetime:
+    return at if settled_at is None else max(at, settled_at)

@@ -210,6 +210,10 @@ class Indexer:
         if recorded.status is RecordStatus.CONFLICT_IDENTITY and ours:
             # The link made a moment ago must not stand among the study's own files.
             self._spool.forget(final)
+        if self._has_its_file(recorded):
+            # Sent again: a sender that repeats itself for ever must not fill the disk.
+            self._spool.forget(item.entry.path)
+            return
         path = self._spool.set_aside(item.entry.path, str(recorded.status).lower())
         if recorded.quarantine_id is not None:
             self._quarantine.moved(recorded.quarantine_id, path.relative_to(self._data_dir))
@@ -219,6 +223,13 @@ class Indexer:
             sop_instance_uid=item.instance.sop_instance_uid,
             reason=recorded.reason,
         )
+
+    def _has_its_file(self, recorded: Recorded) -> bool:
+        """Whether the same bytes lie in quarantine already, entered in the same row."""
+        if recorded.quarantine_id is None:
+            return False
+        entry = self._quarantine.get(recorded.quarantine_id)
+        return self._spool.is_aside(self._data_dir / entry.path)
 
 
 def source_aet(path: Path) -> str:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
+from pe_triage.assemble.completeness import FORCED
 from pe_triage.domain import Job, Outcome, ResultKind, StudyManifest, StudyState
 from pe_triage.errors import (
     ConfigurationError,
@@ -210,11 +211,14 @@ class Worker:
         )
 
     def _cautions(self, job: Job, images: int) -> tuple[str, ...]:
-        """What to say of a study that was closed though the PACS holds more of it."""
+        """What to say of a study that was closed though nothing said that it was whole."""
         closing = self._queue.closing(job)
-        if closing is None or (closing.expected_images or 0) <= images:
+        if closing is None:
             return ()
-        return (f"only {images} of the {closing.expected_images} images at the PACS had come",)
+        said = [FORCED[closing.sign]] if closing.sign in FORCED else []
+        if (expected := closing.expected_images or 0) > images:
+            said.append(f"only {images} of the {expected} images at the PACS had come")
+        return tuple(said)
 
     def _predecessors(self, job: Job) -> list[Dataset]:
         """Reports that this run's report replaces."""

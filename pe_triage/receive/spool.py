@@ -431,6 +431,10 @@ class Spool:
             raise _failed("cannot put back", path, error) from error
         return target
 
+    def is_aside(self, path: Path) -> bool:
+        """Whether `path` is a file of the quarantine, and of no study."""
+        return path.is_file() and path.resolve().is_relative_to(self.quarantine.resolve())
+
     def set_aside(self, path: Path, reason_name: str) -> Path:
         """Move a file to quarantine, under its own name or one that is free.
 

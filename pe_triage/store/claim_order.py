@@ -9,6 +9,7 @@ day.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from sqlalchemy import Connection, Select, exists, func, literal, select
 
@@ -33,6 +34,7 @@ def starving_s(rank: int) -> float:
     return limits[-1] if limits else min(STARVING_S.values())
 
 
+@cache
 def claimable(*, lock: bool, rank: int | None = None) -> Select[tuple[int]]:
     """Next job to work on: by rank, then by age; with `lock`, none that another is taking.
 

@@ -20,7 +20,7 @@ from pe_triage.store import schema
 from pe_triage.store.engine import read, write
 from pe_triage.store.holding import send_held
 from pe_triage.store.jobs import utc_now
-from pe_triage.store.schema import QuarantineKind, QuarantineState
+from pe_triage.store.schema import IN_DOUBT, QuarantineKind, QuarantineState
 
 __all__ = ["Quarantine", "QuarantineEntry", "QuarantineKind", "QuarantineState"]
 
@@ -47,9 +47,6 @@ CONSEQUENCES: Mapping[QuarantineKind, Mapping[str, str]] = {
     },
 }
 """What each decision leads to; a decision that does not stand here is refused."""
-
-IN_DOUBT = (QuarantineKind.IDENTITY, QuarantineKind.ELSEWHERE)
-"""Kinds that put the study itself in quarantine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from pe_triage.domain import (
     TERMINAL_STATES,
@@ -77,6 +77,8 @@ RESUMED_STATES = frozenset(
 )
 """A new instance puts a study of these back to RECEIVING; QUARANTINED only once settled."""
 
+OPEN_STATES = frozenset({StudyState.RECEIVING, StudyState.QUARANTINED})
+"""A study of these will be judged complete: now, or once a person has settled whose it is."""
 
 FIRST_STATE = {
     InstanceRole.IMAGE: StudyState.RECEIVING,
@@ -86,6 +88,14 @@ FIRST_STATE = {
     InstanceRole.OWN_RESULT: StudyState.NOT_EVALUATED,
 }
 """State of a study whose first instance has this role."""
+
+# Built once: building them takes longer than the database does, and each batch sends several.
+_UPDATE_STUDY = update(schema.studies).where(schema.studies.c.study_uid == bindparam("of"))
+_THIS_ARRIVAL = (schema.arrivals.c.study_uid == bindparam("of")) & (
+    schema.arrivals.c.association_id == bindparam("by")
+)
+_ARRIVAL = select(schema.arrivals).where(_THIS_ARRIVAL)
+_UPDATE_ARRIVAL = update(schema.arrivals).where(_THIS_ARRIVAL)
 
 
 def chunks(values: Iterable[str]) -> Iterator[list[str]]:
@@ -173,10 +183,9 @@ class Recorder:
             if held.removed:
                 return self._restore(instance, facts, association_id)
             if held.sha256 != instance.sha256:
+                self._arrive_again(instance, association_id)
                 return self._conflict(instance, QuarantineKind.CONTENT)
-            study = self._studies[instance.study_uid]
-            if study["state"] == StudyState.RECEIVING:
-                self._arrive(instance, association_id)
+            self._arrive_again(instance, association_id)
             return self._recorded(instance, RecordStatus.DUPLICATE, held.path)
         if study is None:
             study = self._open_study(instance, FIRST_STATE[instance.role])
@@ -230,8 +239,7 @@ class Recorder:
             study["removed"] = max(0, study["removed"] - 1)
             if study["state"] == StudyState.FAILED and study["quarantine_reason"] is None:
                 study["state"] = StudyState.RECEIVING.value
-        if study["state"] == StudyState.RECEIVING:
-            self._arrive(instance, association_id)
+        self._arrive_again(instance, association_id)
         # Whoever fetched it wants it here for a while.
         study["last_activity_at"] = max(study["last_activity_at"], instance.received_at)
         self._changed.add(instance.study_uid)
@@ -272,9 +280,9 @@ class Recorder:
         if instance.role is InstanceRole.IMAGE:
             study["images"] += 1
         elif study["images"]:
-            # A dose report or a presentation state is no reason for another run.
-            if study["state"] == StudyState.RECEIVING:
-                self._arrive(instance, association_id)
+            # A dose report or a presentation state is no reason for another run. Who brought it
+            # counts all the same: an association that ended badly may have had images to follow.
+            self._arrive(instance, association_id)
             return
         if study["quarantine_reason"] is not None:
             # It grew, but whose study it is must be settled before it is analysed again.
@@ -284,6 +292,11 @@ class Recorder:
         study["received_at"] = min(study["received_at"], instance.received_at)
         study["last_image_at"] = max(study["last_image_at"], instance.received_at)
         self._arrive(instance, association_id)
+
+    def _arrive_again(self, instance: ReceivedInstance, association_id: str) -> None:
+        """Note what brings nothing new, where its study will still be judged complete."""
+        if self._studies[instance.study_uid]["state"] in OPEN_STATES:
+            self._arrive(instance, association_id)
 
     def _arrive(self, instance: ReceivedInstance, association_id: str) -> None:
         at = instance.received_at
@@ -384,12 +397,10 @@ class Recorder:
         new = [self._studies[uid] for uid in sorted(self._new_studies)]
         if new:
             self._connection.execute(insert(schema.studies), new)
-        for study in changed:
-            values = {key: value for key, value in study.items() if key != "study_uid"}
+        if changed:
             self._connection.execute(
-                update(schema.studies)
-                .where(schema.studies.c.study_uid == study["study_uid"])
-                .values(**values)
+                _UPDATE_STUDY,
+                [{"of" if key == "study_uid" else key: v for key, v in s.items()} for s in changed],
             )
         if self._instances:
             self._connection.execute(insert(schema.instances), self._instances)
@@ -412,8 +423,8 @@ class Recorder:
     def _flush_arrivals(self) -> None:
         table = schema.arrivals
         for (study_uid, association_id), arrival in sorted(self._arrivals.items()):
-            key = (table.c.study_uid == study_uid) & (table.c.association_id == association_id)
-            old = self._connection.execute(select(table).where(key)).one_or_none()
+            key = {"of": study_uid, "by": association_id}
+            old = self._connection.execute(_ARRIVAL, key).one_or_none()
             if old is None:
                 self._connection.execute(
                     insert(table).values(
@@ -422,13 +433,13 @@ class Recorder:
                 )
                 continue
             self._connection.execute(
-                update(table)
-                .where(key)
-                .values(
-                    instances=old.instances + arrival["instances"],
-                    first_at=min(old.first_at, arrival["first_at"]),
-                    last_at=max(old.last_at, arrival["last_at"]),
-                )
+                _UPDATE_ARRIVAL,
+                {
+                    **key,
+                    "instances": old.instances + arrival["instances"],
+                    "first_at": min(old.first_at, arrival["first_at"]),
+                    "last_at": max(old.last_at, arrival["last_at"]),
+                },
             )
 
     def _path(self, path: Path) -> str:

@@ -71,6 +71,10 @@ class QuarantineKind(StrEnum):
     """Something else, such as an unreadable file."""
 
 
+IN_DOUBT = (QuarantineKind.IDENTITY, QuarantineKind.ELSEWHERE)
+"""Kinds that put the study itself in quarantine."""
+
+
 class QuarantineState(StrEnum):
     """What a person has decided on it."""
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, func, select, update
 
 from pe_triage.domain import (
     InstanceRole,
@@ -26,6 +26,7 @@ from pe_triage.errors import StudyNotFoundError
 from pe_triage.store import schema
 from pe_triage.store.engine import read, write
 from pe_triage.store.recording import Recorded, Recorder, RecordStatus
+from pe_triage.store.schema import IN_DOUBT
 
 AnyRow: TypeAlias = "Row[Any, *tuple[Any, ...]]"
 
@@ -138,6 +139,8 @@ class StudyProgress:
     last_activity_at: datetime
     """Includes duplicates: a sender that repeats itself is still sending."""
     arrivals: tuple[Arrival, ...]
+    settled_at: datetime | None = None
+    """When a person last settled whose study it is; None where nobody had to."""
 
     @property
     def association_ids(self) -> frozenset[str]:
@@ -229,6 +232,23 @@ def _stored_instance(row: Row[Any]) -> StoredInstance:
     return StoredInstance(**values)
 
 
+_is_receiving = schema.studies.c.state == StudyState.RECEIVING.value
+# Built once: they are asked twice a second.
+_RECEIVING = select(schema.studies).where(_is_receiving).order_by(schema.studies.c.last_activity_at)
+_ARRIVALS = (
+    select(schema.arrivals)
+    .join(schema.studies, schema.arrivals.c.study_uid == schema.studies.c.study_uid)
+    .where(_is_receiving)
+    .order_by(schema.arrivals.c.first_at, schema.arrivals.c.association_id)
+)
+_SETTLED = (
+    select(schema.quarantine.c.study_uid, func.max(schema.quarantine.c.decided_at).label("at"))
+    .join(schema.studies, schema.quarantine.c.study_uid == schema.studies.c.study_uid)
+    .where(_is_receiving, schema.quarantine.c.kind.in_([kind.value for kind in IN_DOUBT]))
+    .group_by(schema.quarantine.c.study_uid)
+)
+
+
 class StudyStore:
     """Which studies this node knows, and which instances it holds of them.
 
@@ -275,21 +295,13 @@ class StudyStore:
 
     def receiving(self) -> list[StudyProgress]:
         """Studies in state RECEIVING, the longest silent first."""
-        studies, arrivals = schema.studies, schema.arrivals
-        receiving = studies.c.state == StudyState.RECEIVING.value
         with read(self._engine) as connection:
-            rows = connection.execute(
-                select(studies).where(receiving).order_by(studies.c.last_activity_at)
-            ).all()
+            rows = connection.execute(_RECEIVING).all()
             brought: dict[str, list[Arrival]] = {row.study_uid: [] for row in rows}
+            settled: dict[str, datetime | None] = {}
             if rows:
-                statement = (
-                    select(arrivals)
-                    .join(studies, arrivals.c.study_uid == studies.c.study_uid)
-                    .where(receiving)
-                    .order_by(arrivals.c.first_at, arrivals.c.association_id)
-                )
-                for row in connection.execute(statement):
+                settled = {row.study_uid: row.at for row in connection.execute(_SETTLED)}
+                for row in connection.execute(_ARRIVALS):
                     values = dict(row._mapping)
                     brought[values.pop("study_uid")].append(Arrival(**values))
         return [
@@ -302,6 +314,7 @@ class StudyStore:
                 last_image_at=row.last_image_at,
                 last_activity_at=row.last_activity_at,
                 arrivals=tuple(brought[row.study_uid]),
+                settled_at=settled.get(row.study_uid),
             )
             for row in rows
         ]

@@ -46,6 +46,7 @@ class Charts:
 
     positive: RateChart | None = None
     not_evaluated: RateChart | None = None
+    indeterminate: RateChart | None = None
     latency: ValueChart | None = None
     """Of the natural logarithm of seconds."""
     attention_entropy: ValueChart | None = None
@@ -64,8 +65,9 @@ class View:
 def draw(history: History, settings: WatchTable) -> Charts:
     """Every chart of a history."""
     return Charts(
-        positive=_rate(history, settings, _is_positive, settings.positive_rate),
-        not_evaluated=_rate(history, settings, _is_not_evaluated, settings.not_evaluated_rate),
+        positive=_rate(history, settings, Outcome.POSITIVE),
+        not_evaluated=_rate(history, settings, Outcome.NOT_EVALUATED),
+        indeterminate=_rate(history, settings, Outcome.INDETERMINATE),
         latency=_value(history, _log_latency),
         attention_entropy=_value(history, lambda sample: sample.attention_entropy),
     )
@@ -83,11 +85,7 @@ def day_chart(
     samples: Sequence[RunSample], history: History, settings: WatchTable, outcome: Outcome
 ) -> RateChart | None:
     """Chart of one day's answered studies; None without any, or before there is a baseline."""
-    count = _COUNTED[outcome]
-    expected = {
-        Outcome.POSITIVE: settings.positive_rate,
-        Outcome.NOT_EVALUATED: settings.not_evaluated_rate,
-    }[outcome]
+    count, expected = _counting(outcome), RATED[outcome](settings)
     day, before = answered(samples), answered(history.baseline)
     if not day or (expected is None and (len(history.baseline) < history.wanted or not before)):
         return None
@@ -95,19 +93,16 @@ def day_chart(
     return rate_chart(sum(map(count, day)), len(day), baseline=baseline, expected=expected)
 
 
-def _is_positive(sample: RunSample) -> bool:
-    return sample.outcome is Outcome.POSITIVE
-
-
-def _is_not_evaluated(sample: RunSample) -> bool:
-    return sample.outcome is Outcome.NOT_EVALUATED
-
-
-_COUNTED: Mapping[Outcome, Callable[[RunSample], bool]] = {
-    Outcome.POSITIVE: _is_positive,
-    Outcome.NOT_EVALUATED: _is_not_evaluated,
+RATED: Mapping[Outcome, Callable[[WatchTable], float | None]] = {
+    Outcome.POSITIVE: lambda settings: settings.positive_rate,
+    Outcome.NOT_EVALUATED: lambda settings: settings.not_evaluated_rate,
+    Outcome.INDETERMINATE: lambda settings: settings.indeterminate_rate,
 }
-"""Outcomes whose share has a chart."""
+"""Outcomes whose share has a chart, and the share that a person has stated."""
+
+
+def _counting(outcome: Outcome) -> Callable[[RunSample], bool]:
+    return lambda sample: sample.outcome is outcome
 
 
 def _log_latency(sample: RunSample) -> float | None:
@@ -124,9 +119,9 @@ def answered(samples: Sequence[RunSample]) -> list[RunSample]:
 def _rate(
     history: History,
     settings: WatchTable,
-    counts: Callable[[RunSample], bool],
-    expected: float | None,
+    outcome: Outcome,
 ) -> RateChart | None:
+    counts, expected = _counting(outcome), RATED[outcome](settings)
     if expected is not None:
         window = answered(history.latest)[-settings.window :]
         if len(window) < settings.window:
@@ -161,6 +156,10 @@ def _positive_rate(view: View) -> Iterator[Finding]:
 
 def _not_evaluated_rate(view: View) -> Iterator[Finding]:
     yield from _rate_finding("watch.not_evaluated_rate", "NOT_EVALUATED", view.charts.not_evaluated)
+
+
+def _indeterminate_rate(view: View) -> Iterator[Finding]:
+    yield from _rate_finding("watch.indeterminate_rate", "INDETERMINATE", view.charts.indeterminate)
 
 
 def _rate_finding(name: str, word: str, chart: RateChart | None) -> Iterator[Finding]:
@@ -378,6 +377,7 @@ RULES: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _silent,
     _positive_rate,
     _not_evaluated_rate,
+    _indeterminate_rate,
     _latency,
     _attention_entropy,
 )
@@ -401,6 +401,7 @@ NAMES: Mapping[str, str] = {
     "watch.no_study": "no study has come for a long time",
     "watch.positive_rate": "more or fewer POSITIVE studies than usual",
     "watch.not_evaluated_rate": "more or fewer NOT_EVALUATED studies than usual",
+    "watch.indeterminate_rate": "more or fewer INDETERMINATE studies than usual",
     "watch.latency": "results take longer than usual",
     "watch.attention_entropy": "attention is spread over the slices in an unusual way",
     "watch.reconciliation": "studies of a day that the PACS has are missing here, or unanswered",

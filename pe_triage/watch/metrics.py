@@ -120,6 +120,7 @@ def _of_charts(charts: Charts) -> list[Gauge]:
     for outcome, chart in (
         ("POSITIVE", charts.positive),
         ("NOT_EVALUATED", charts.not_evaluated),
+        ("INDETERMINATE", charts.indeterminate),
     ):
         if chart is not None:
             found += [

@@ -108,6 +108,7 @@ def judged(volume: CtVolume) -> dict[str, Any]:
     return {
         "refused": refusing[0] if refusing else None,
         "cautions": [r.name for r in CAUTION_RULES if r.refuses(measures, rules) is not None],
+        "alternation": measures.alternation,
         "strangeness": measures.strangeness,
         "strangest": measures.strangest,
     }

@@ -160,6 +160,37 @@ def test_receiving_tells_associations_and_senders(store: StoreUnderTest) -> None
     assert by_uid["1.2.826.0.1.2"].association_ids == {"assoc-1"}
 
 
+def test_who_sends_while_a_patient_is_in_doubt_is_remembered(store: StoreUnderTest) -> None:
+    """The study goes on once a person has settled the doubt; by then it is asked who brought it."""
+    store.record(instance(STUDY, 1, store.data_dir), association="first")
+    stranger = instance(STUDY, 2, store.data_dir, identity=OTHER_PATIENT)
+    (aside,) = store.record(stranger, association="stranger")
+    report = instance(STUDY, 8, store.data_dir, role=InstanceRole.OTHER, sop_class_uid=SR)
+    again = instance(STUDY, 1, store.data_dir)
+    changed = replace(again, sha256=sha("changed"))
+    for what, association in ((report, "report"), (again, "again"), (changed, "changed")):
+        store.record(what, association=association)
+    assert store.state() is StudyState.QUARANTINED
+    assert aside.quarantine_id is not None
+    store.quarantine.discard(aside.quarantine_id)
+    (progress,) = store.studies.receiving()
+    # The stranger brought nothing of this patient's study.
+    assert progress.association_ids == {"first", "report", "again", "changed"}
+
+
+def test_who_brought_a_report_of_a_finished_study_is_remembered(store: StoreUnderTest) -> None:
+    store.queued()
+    store.finish(store.claimed())
+    report = instance(STUDY, 8, store.data_dir, role=InstanceRole.OTHER, sop_class_uid=SR)
+    store.record(report, association="report")
+    # What is sent again of it is no arrival.
+    store.record(instance(STUDY, 1, store.data_dir), association="again")
+    assert store.state() is StudyState.DONE
+    store.record(instance(STUDY, 3, store.data_dir), association="late")
+    (progress,) = store.studies.receiving()
+    assert progress.association_ids == {"assoc-1", "report", "late"}
+
+
 def test_touch_only_moves_forward(store: StoreUnderTest) -> None:
     store.receive(count=1)
     store.studies.touch(STUDY, START + timedelta(seconds=30))

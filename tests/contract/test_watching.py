@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from pe_triage.assemble.completeness import FORCED
 from pe_triage.domain import DeliveryState, Outcome, Priority, StudyState
 from pe_triage.monitoring import WatchTable
 from pe_triage.node.worker import Worker
@@ -103,6 +104,11 @@ def test_a_run_that_was_closed_short_is_a_caution(store: StoreUnderTest) -> None
     worker: Any = SimpleNamespace(_queue=store.queue)
     assert Worker._cautions(worker, job, 2) == ("only 2 of the 9 images at the PACS had come",)
     assert Worker._cautions(worker, job, 9) == ()
+    for sign, words in FORCED.items():
+        forced: Any = SimpleNamespace(closing=lambda _job, s=sign: Closing(sign=s, reason="why"))
+        worker = SimpleNamespace(_queue=forced)
+        assert Worker._cautions(worker, job, 2) == (words,)
+    worker = SimpleNamespace(_queue=store.queue)
     store.finish(job)
     store.queued(f"{STUDY}.2")
     assert Worker._cautions(worker, store.claimed(), 2) == ()

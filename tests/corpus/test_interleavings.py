@@ -121,6 +121,8 @@ class Node:
                 last_instance_at=T0 + timedelta(seconds=study.last_s),
                 open_associations=sum(state == "open" for state in states.values()),
                 all_released=all(state == "released" for state in states.values()),
+                # Each association has a title of its own here.
+                broken_off="aborted" in states.values(),
                 series=judged(study.uid, frozenset(study.held)),
             ),
             WAITS,
@@ -238,7 +240,7 @@ def test_the_interleavings_reach_what_they_are_for() -> None:
             signs |= {sign for _, _, sign in study.runs}
             grown += len(study.runs) > 1
             refused += study.runs[-1][1] is Outcome.NOT_EVALUATED
-    assert signs >= {"released_and_contiguous", "quiet"}
+    assert signs >= {"released_and_contiguous", "quiet", "broken_off"}
     assert grown > 20
     assert refused > 20
 
@@ -259,6 +261,7 @@ def test_the_node_ends_every_study_whole_and_unmixed(engine: Engine) -> None:
         assert seen[word], word
     assert seen["sign released_and_contiguous"] > 5
     assert seen["sign quiet"] > 5
+    assert seen["sign broken_off"]
     assert seen["sign expected_count"]
 
 

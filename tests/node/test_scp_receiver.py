@@ -202,7 +202,8 @@ def send(port: int, objects: list[Dataset], syntax: UID = ExplicitVRLittleEndian
         association.release()
 
 
-def test_deflated_is_refused(node: Receiver) -> None:
+def test_deflated_and_high_throughput_jpeg_2000_are_refused(node: Receiver) -> None:
+    """Each context apart, with result 4: a sender that also offers another syntax goes on."""
     ae = AE(ae_title="SCANNER")
     association = ae.associate(
         "127.0.0.1",
@@ -213,12 +214,17 @@ def test_deflated_is_refused(node: Receiver) -> None:
             build_context("1.3.12.2.1107.5.9.1", ImplicitVRLittleEndian),
             build_context("1.2.840.10008.5.1.4.1.2.2.1"),
             build_context(CTImageStorage, [ImplicitVRLittleEndian, ExplicitVRLittleEndian]),
+            build_context(CTImageStorage, ["1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202"]),
+            build_context(CTImageStorage, "1.2.840.10008.1.2.4.203"),
         ],
         ae_title="PETRIAGE",
     )
     assert association.is_established
     accepted = {c.context_id: c.transfer_syntax[0] for c in association.accepted_contexts}
     assert sorted(accepted) == [3, 5, 9]
+    refused = {c.context_id: c.result for c in association.rejected_contexts}
+    # PS3.8 Table 9-18: 3 abstract syntax not supported, 4 transfer syntaxes not supported.
+    assert refused == {1: 4, 7: 3, 11: 4, 13: 4}
     assert accepted[9] == ExplicitVRLittleEndian
     assert association.send_c_echo().Status == 0
     association.release()

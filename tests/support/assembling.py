@@ -32,7 +32,7 @@ from pe_triage.domain import (
     StudyManifest,
     StudyState,
 )
-from pe_triage.errors import LeaseLostError, QueryUnavailableError
+from pe_triage.errors import LeaseLostError, QueryUnavailableError, StudyNotFoundError
 from pe_triage.imaging.facts import facts_to_json
 from pe_triage.node.assembler import Asking, Assembler
 from pe_triage.node.expectations import Expectations
@@ -59,6 +59,8 @@ ANN, BEN = PatientIdentity(patient_id="P1", issuer="H"), PatientIdentity(patient
 STUDIES = {"1.7.1": ANN, "1.7.2": ANN, "1.7.3": BEN}
 """Study Instance UID to the patient it belongs to; two are of one patient."""
 SR = "1.2.840.10008.5.1.4.1.1.88.67"
+OF_THE_STUDY = (RecordStatus.DUPLICATE, RecordStatus.CONFLICT_CONTENT)
+"""What is no news, but is of the patient that the study is held under."""
 
 
 @cache
@@ -193,7 +195,8 @@ class World:
     """Whether a run may be waiting: what is not, is not asked for."""
     written: int = 0
     brought: dict[str, set[str]] = field(default_factory=dict)
-    """Study Instance UID to the associations that brought something new of it."""
+    """Study Instance UID to the associations that brought something new of it, or brought again
+    what is held while the study was not closed yet."""
     heard: dict[str, AssociationEvent] = field(default_factory=dict)
     """What the assembler was told of associations since its start."""
 
@@ -290,6 +293,8 @@ class World:
     def _record(self, pending: list[tuple[Sent, ReceivedInstance, str]]) -> None:
         if not pending:
             return
+        again = {w.study_uid for w, _, _ in pending if w.sop_instance_uid in self.taken}
+        before = {uid for uid in again if self._is_open(uid)}
         outcomes = self.studies.record(
             [(r, facts_of(s.study_uid, s.number), a) for s, r, a in pending]
         )
@@ -298,6 +303,14 @@ class World:
                 assert what.sop_instance_uid not in self.taken
                 self.taken[what.sop_instance_uid] = what
                 self.brought.setdefault(what.study_uid, set()).add(association_id)
+            elif what.study_uid in before and recorded.status in OF_THE_STUDY:
+                self.brought.setdefault(what.study_uid, set()).add(association_id)
+
+    def _is_open(self, uid: str) -> bool:
+        try:
+            return self.studies.get(uid).state in (StudyState.RECEIVING, StudyState.QUARANTINED)
+        except StudyNotFoundError:
+            return False
 
     def tick(self) -> None:
         if self.drained_at_s is not None:

@@ -246,18 +246,30 @@ def decide(world: World) -> int:
     return len(doubtful)
 
 
-def many(engine: Engine, first: int, count: int) -> Counter[str]:
-    """Play and check `count` interleavings; a failure names its seed."""
-    seen: Counter[str] = Counter()
-    for number in range(first, first + count):
-        try:
-            world = play(engine, number)
-            seen += check(world)
-            seen["decided"] += decide(world)
-        except Exception as error:
-            raise AssertionError(f"interleaving {number}: {error!r}") from error
-        seen["interleavings"] += 1
+def one(engine: Engine, number: int) -> Counter[str]:
+    """Play and check one interleaving.
+
+    Raises
+    ------
+    AssertionError
+        Something was not as it must be; names the interleaving.
+    """
+    try:
+        world = play(engine, number)
+        seen = check(world)
+        seen["decided"] += decide(world)
+    except Exception as error:
+        raise AssertionError(f"interleaving {number}: {error!r}") from error
+    seen["interleavings"] += 1
     return seen
 
 
-__all__ = ["check", "decide", "images", "many", "plan", "play"]
+def many(engine: Engine, first: int, count: int) -> Counter[str]:
+    """Play and check `count` interleavings; raises as `one` does."""
+    seen: Counter[str] = Counter()
+    for number in range(first, first + count):
+        seen += one(engine, number)
+    return seen
+
+
+__all__ = ["check", "decide", "images", "many", "one", "plan", "play"]

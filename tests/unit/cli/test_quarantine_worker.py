@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pe_triage.receive.spool import Spool
 from pe_triage.store.engine import open_engine
 from pe_triage.store.migrate import upgrade
 from pe_triage.store.quarantine import Quarantine, QuarantineState
+from tests.support.store import STUDY, StoreUnderTest, instance, sha
 
 
 @pytest.fixture
@@ -67,6 +69,24 @@ def test_all_of_a_study_is_discarded_at_once(held: tuple[Path, Quarantine, list[
     run("discard", "--study", "1.2.3", data_dir=data_dir)
     assert entries.list() == []
     assert not any(file.exists() for file in files)
+
+
+def test_what_the_node_has_not_moved_to_quarantine_is_not_deleted(tmp_path: Path) -> None:
+    """Between entering and moving an object its row names the file of the one that is held."""
+    url = f"sqlite:///{tmp_path / 'pe-triage.sqlite3'}"
+    upgrade(url)
+    held = tmp_path / "spool" / "studies" / "a" / "b.dcm"
+    held.parent.mkdir(parents=True)
+    held.write_bytes(b"the first object")
+    store = StoreUnderTest(open_engine(url), url, tmp_path)
+    first = replace(instance(STUDY, 1, tmp_path), path=held)
+    store.record(first)
+    store.record(replace(first, sha256=sha("other bytes")))
+    for args in (("1",), ("--study", STUDY)):
+        with pytest.raises(InputError, match="not set aside to its end"):
+            run("discard", *args, data_dir=tmp_path)
+    assert held.exists()
+    assert [e.state for e in store.quarantine.list()] == [QuarantineState.HELD]
 
 
 def test_a_worker_without_destinations_is_asked_whether_that_is_meant(

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.domain import CtVolume
 from pe_triage.imaging.measure import measure_volume
+from pe_triage.imaging.quality import alternation
 from pe_triage.imaging.volume import load_volume
+from pe_triage.phantom import generate_study
 
 
 def as_volume(hu_zyx, spacing_mm):
@@ -208,3 +211,20 @@ def test_a_whole_series_takes_a_second_or_two():
     started = time.process_time()
     measure_volume(volume)
     assert time.process_time() - started < 3
+
+
+def test_slices_of_two_acquisitions_between_each_other_alternate():
+    study = generate_study(6, "standard", size=96, slice_spacing_mm=3.0)
+    hu, limit = study.hu_zyx, EligibilityRules().max_alternation
+
+    def found(values):
+        return alternation(as_volume(values, study.spacing_mm))
+
+    assert found(hu) < 0.8
+    moved = hu.copy()
+    moved[::2] = np.roll(moved[::2], 1, axis=1)
+    assert found(moved) > limit
+    # Noise alone makes all slices equally different.
+    noise = np.random.default_rng(5).normal(0, 200, hu.shape)
+    assert found(hu) < found(np.clip(hu + noise, -1024, 3071)) < limit
+    assert found(hu[:4]) is None

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
+from pe_triage.domain import InstanceRole, StudyState
 from pe_triage.node import assembler as assembler_module
 from pe_triage.receive.spool import AssociationEvent
-from tests.support.assembling import SLICES, WAITS, Association, World, fast_engine, image
+from tests.support.assembling import (
+    ANN,
+    BEN,
+    SLICES,
+    WAITS,
+    Association,
+    Sent,
+    World,
+    fast_engine,
+    image,
+)
 
 UID = "1.7.1"
 FULL = {UID: {f"{UID}.1": SLICES, f"{UID}.2": 1}}
@@ -153,3 +165,73 @@ def test_a_localizer_that_is_whole_does_not_end_its_study(engine: Engine) -> Non
     assert world.expectations.step()
     pass_s(world, 1)
     assert signs(world) == ["expected_count"]
+
+
+def test_an_abort_while_the_patient_was_in_doubt_is_not_forgotten(engine: Engine) -> None:
+    """A report alone came of the association that broke off, and images may have been to follow."""
+    world = world_of(engine)
+    whole = sender(world)
+    bring(world, whole)
+    stranger = replace(image(UID, 1), patient=BEN, sop_instance_uid=f"{UID}.99", sha256="f" * 64)
+    world.arrive(whole, stranger)
+    world.end(whole)
+    pass_s(world, 0.5)
+    broken = Association(2, "CT1", [], AssociationEvent.ABORTED)
+    world.open(broken)
+    report = Sent(UID, 0, ANN, "d" * 64, f"{UID}.report", InstanceRole.OTHER)
+    world.arrive(broken, report)
+    world.end(broken)
+    pass_s(world, 1.0)
+    assert world.studies.get(UID).state is StudyState.QUARANTINED
+    (entry,) = world.quarantine.list()
+    world.quarantine.discard(entry.quarantine_id)
+    pass_s(world, WAITS.quiet_s - 1)
+    assert signs(world) == []
+    pass_s(world, 2.0)
+    # What came of the sender last was released, before the other broke off.
+    assert signs(world) == ["broken_off"]
+
+
+@pytest.mark.parametrize(
+    ("title", "again", "sign"),
+    [("CT1", False, "broken_off"), ("CT1", True, "quiet"), ("CT2", True, "broken_off")],
+)
+def test_a_sender_that_breaks_off_is_told_from_one_that_goes_on(
+    engine: Engine, title: str, again: bool, sign: str
+) -> None:
+    """What it brings again counts: it has nothing more to bring."""
+    world = world_of(engine)
+    broken = Association(1, "CT1", [], AssociationEvent.ABORTED)
+    world.open(broken)
+    bring(world, broken)
+    world.end(broken)
+    pass_s(world, 10.0)
+    if again:
+        other = Association(2, title, [], AssociationEvent.RELEASED)
+        world.open(other)
+        bring(world, other, range(2))
+        world.end(other)
+    pass_s(world, WAITS.quiet_s + 2)
+    assert signs(world) == [sign]
+    (name, facts) = world.log.events[-1]
+    assert name == "study.complete"
+    assert "an association ended without release" in facts["reason"]
+
+
+def test_time_in_quarantine_is_no_time_waited(engine: Engine) -> None:
+    """The sender goes on while a person decides, long after the limit."""
+    world = world_of(engine)
+    association = sender(world)
+    bring(world, association, range(4))
+    world.arrive(association, replace(image(UID, 1), patient=BEN, sop_instance_uid=f"{UID}.99"))
+    pass_s(world, WAITS.max_wait_s + 60, 10.0)
+    bring(world, association, range(4, 5))
+    world.index(1000)
+    (entry,) = world.quarantine.list()
+    world.quarantine.discard(entry.quarantine_id)
+    for n in range(5, SLICES):
+        pass_s(world, 10.0)
+        bring(world, association, range(n, n + 1))
+    world.end(association)
+    pass_s(world, 10.0)
+    assert signs(world) == ["released_and_contiguous"]

@@ -220,3 +220,23 @@ def test_an_image_that_the_disk_has_spoilt_is_put_right_by_the_same_again(
     journal.receive(slices[0])
     journal.drain()
     assert len(journal.quarantine.list()) == 1
+
+
+def test_a_conflict_that_is_sent_again_and_again_is_kept_once(
+    journal: Journal, slices: list[Dataset]
+) -> None:
+    changed = dcmread(journal.receive(slices[0]))
+    journal.drain()
+    changed.PatientComments = "corrected at the console"
+    stranger = dcmread(journal.receive(slices[1]))
+    stranger.PatientID = "PID-OTHER"
+    for _ in range(3):
+        for ds in (changed, stranger, changed):
+            journal.receive(ds)
+        journal.drain()
+    aside = [path for path in journal.spool.quarantine.rglob("*") if path.is_file()]
+    entries = journal.quarantine.list()
+    assert sorted(journal.root / entry.path for entry in entries) == sorted(aside)
+    assert len(entries) == 2
+    assert journal.spool.incoming_entries() == []
+    assert len(journal.studies.instances(str(slices[0].StudyInstanceUID))) == 2

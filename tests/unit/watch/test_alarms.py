@@ -30,7 +30,7 @@ HOUR = 3600.0
 
 
 def runs(count: int, seed: int = 1, **change: Any) -> list[RunSample]:
-    """Studies as a node in order sees them: one in six positive, a tenth refused."""
+    """Studies as a node in order sees them: 1/6 positive, 1/10 refused, 1/20 open."""
     source = random.Random(seed)
     made = []
     for number in range(count):
@@ -41,6 +41,8 @@ def runs(count: int, seed: int = 1, **change: Any) -> list[RunSample]:
             if refused
             else Outcome.POSITIVE
             if draw_of < 1 / 6
+            else Outcome.INDETERMINATE
+            if draw_of > 0.85
             else Outcome.NEGATIVE
         )
         values: dict[str, Any] = {
@@ -81,6 +83,7 @@ def test_a_node_in_order_is_silent() -> None:
     charts = draw(IN_ORDER, SETTINGS)
     assert charts.positive is not None
     assert charts.not_evaluated is not None
+    assert charts.indeterminate is not None
     assert charts.latency is not None
     assert charts.attention_entropy is not None
 
@@ -92,6 +95,7 @@ def test_a_node_in_order_is_silent() -> None:
         ("watch.positive_rate", {"outcome": Outcome.POSITIVE}),
         ("watch.positive_rate", {"outcome": Outcome.NEGATIVE}),
         ("watch.not_evaluated_rate", {"outcome": Outcome.NOT_EVALUATED}),
+        ("watch.indeterminate_rate", {"outcome": Outcome.INDETERMINATE}),
         ("watch.latency", {"latency_s": 300.0}),
         ("watch.attention_entropy", {"attention_entropy": 0.99}),
         ("watch.attention_entropy", {"attention_entropy": 0.3}),
@@ -136,6 +140,8 @@ def test_a_stated_rate_needs_no_baseline() -> None:
     some = History(latest=tuple(runs(50, 3, outcome=Outcome.POSITIVE)))
     assert names(some) == []
     assert names(some, positive_rate=0.2) == ["watch.positive_rate"]
+    open_ones = History(latest=tuple(runs(50, 3, outcome=Outcome.INDETERMINATE)))
+    assert names(open_ones, indeterminate_rate=0.05) == ["watch.indeterminate_rate"]
 
 
 def situations() -> list[tuple[str, Situation]]:
@@ -188,6 +194,7 @@ def test_every_alarm_is_named_and_described() -> None:
         "watch.constant_output",
         "watch.positive_rate",
         "watch.not_evaluated_rate",
+        "watch.indeterminate_rate",
         "watch.latency",
         "watch.attention_entropy",
         "watch.reconciliation",
@@ -236,5 +243,5 @@ def test_the_metrics_are_what_prometheus_reads() -> None:
         "PARKED": 0,
     }
     rates = {s.labels["outcome"] for s in families["pe_triage_rate"].samples}
-    assert rates == {"POSITIVE", "NOT_EVALUATED"}
+    assert rates == {"POSITIVE", "NOT_EVALUATED", "INDETERMINATE"}
     assert families["pe_triage_reconciliation_studies"].samples[0].value == 2
