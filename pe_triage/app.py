@@ -44,6 +44,7 @@ from pe_triage.startup import (
 from pe_triage.store.engine import open_engine
 from pe_triage.store.jobs import JobQueue, Rank
 from pe_triage.store.migrate import check_schema
+from pe_triage.store.notices import Bell, Topic, listening
 from pe_triage.store.studies import StudyStore
 
 if TYPE_CHECKING:
@@ -245,10 +246,11 @@ def run_worker(settings: Settings) -> None:
         signal.signal(number, lambda *_: stop.set())
     owner = owner_of(f"worker-{uuid.uuid4().hex[:12]}", "worker", os.getpid())
     log = get_logger(owner=owner)
-    worker = _build_worker(settings, engine, owner)
-    log.info("worker.ready")
     try:
-        worker.run(stop)
+        with listening(engine) as bells:
+            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS])
+            log.info("worker.ready")
+            worker.run(stop)
     finally:
         queue = JobQueue(engine, max_attempts=settings.max_attempts)
         queue.release_owner(owner, "the worker was stopped", counted=False)
@@ -341,14 +343,16 @@ def worker_process(settings: Settings, node_id: str, name: str, connection: Conn
     """Main of a worker process: the only kind that imports torch."""
     with _child(settings, connection) as link:
         engine = open_engine(settings.database_url)
-        worker = _build_worker(settings, engine, owner_of(node_id, name, os.getpid()))
-        link.ready()
-        worker.run(link.stop)
+        owner = owner_of(node_id, name, os.getpid())
+        with listening(engine) as bells:
+            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS])
+            link.ready()
+            worker.run(link.stop)
 
 
 def coordinator_process(settings: Settings, connection: Connection) -> None:
     """Main of the process that indexes, assembles, delivers and keeps the timers."""
-    with _child(settings, connection) as link:
+    with _child(settings, connection) as link, contextlib.ExitStack() as stack:
         from pe_triage.node.assembler import Assembler
         from pe_triage.node.coordinator import LONGEST_LEASE_S, Coordinator
         from pe_triage.node.deliverer import Deliverer
@@ -360,6 +364,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
         from pe_triage.store.quarantine import Quarantine
 
         engine = open_engine(settings.database_url)
+        bells = stack.enter_context(listening(engine))
         studies = StudyStore(engine, settings.data_dir)
         outbox = Outbox(engine, settings.data_dir, commits=committing.delays(settings))
         queue = JobQueue(engine, max_attempts=settings.max_attempts)
@@ -409,6 +414,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
                 if identity is None
                 else watchers.person_of(studies, settings.data_dir),
                 follow=watchers.follower(settings, engine),
+                bell=bells[Topic.DELIVERIES],
             )
             for name, send in roads.items()
         ]
@@ -441,7 +447,7 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
         ).run(link.stop, on_ready=link.ready)
 
 
-def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
+def _build_worker(settings: Settings, engine: Engine, owner: str, bell: Bell) -> Any:
     from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
 
@@ -469,6 +475,7 @@ def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
             drain_s=settings.drain_s,
         ),
         clock=local_now,
+        bell=bell,
     )
 
 

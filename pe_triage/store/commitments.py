@@ -37,6 +37,7 @@ from pe_triage.domain import DeliveryState
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
 from pe_triage.store.jobs import utc_now
+from pe_triage.store.notices import Topic, notify
 from pe_triage.store.outbox import COMMITMENT_ENDED, complete_job
 
 TAKEN = (DeliveryState.SENT.value, DeliveryState.WARNING.value)
@@ -391,6 +392,8 @@ class CommitmentStore:
                 .where(schema.jobs.c.job_id == delivery.job_id)
                 .values(delivered_at=None)
             )
+        if remedy is Remedy.REDELIVER:
+            notify(connection, Topic.DELIVERIES)
         return remedy
 
     # ------------------------------------------------------------------ looking
