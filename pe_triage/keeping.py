@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from pe_triage.errors import InputError
 from pe_triage.logs import get_logger
 from pe_triage.receive.spool import Spool
 from pe_triage.retention import DAY_S
+from pe_triage.sharing import Part, restore_store
 from pe_triage.startup import hold_data_dir, prepare_database
 from pe_triage.store.backup import restore_database
 from pe_triage.store.engine import open_engine
@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 
 def clean_at_start(settings: Settings) -> None:
-    """Remove what transfers left that a crash cut short; no receiver may run on the spool yet."""
+    """Remove what transfers left that a crash cut short; no receiver may run on the spool yet.
+
+    On a store that other hosts share theirs may: there the coordinator does it, by age.
+    """
+    if settings.shared_dir is not None:
+        return
     removed = Spool(settings.spool_dir).clean_temporary()
     if removed:
         get_logger().info("spool.cleaned", files=removed)
@@ -52,15 +57,16 @@ def restore_node(settings: Settings, backup: Path | None) -> Settled:
     with hold_data_dir(settings):
         if backup is not None:
             for folder in FOLDERS:
-                if any(path.is_file() for path in (settings.data_dir / folder).rglob("*")):
-                    raise InputError(f"{settings.data_dir / folder} is not empty; move it away")
+                if any(path.is_file() for path in (settings.store_dir / folder).rglob("*")):
+                    raise InputError(f"{settings.store_dir / folder} is not empty; move it away")
             # The database last: without it nobody takes half of the files for a node.
-            copy_files(backup, settings.data_dir)
+            copy_files(backup, settings.store_dir)
             restore_database(settings.database_url, backup)
         prepare_database(settings)
         engine = open_engine(settings.database_url)
         try:
-            return settle(RetentionStore(engine), Spool(settings.spool_dir), settings.data_dir)
+            restore_store(settings, engine)
+            return settle(RetentionStore(engine), Spool(settings.spool_dir), settings.store_dir)
         finally:
             engine.dispose()
 
@@ -77,7 +83,7 @@ def retention(
     settings: Settings,
     engine: Engine,
     spool: Spool,
-    guard: AbstractContextManager[object],
+    part: Part,
     clock: Callable[[], datetime],
 ) -> Retention:
     """What removes files; where results are sent nowhere it only finishes what it had begun."""
@@ -89,10 +95,11 @@ def retention(
     return Retention(
         store=retention_store(settings, engine, clock),
         spool=spool,
-        data_dir=settings.data_dir,
+        data_dir=settings.store_dir,
         table=table,
         marks=settings.space_marks,
-        guard=guard,
+        guard=part.guard,
+        leading=part.leading,
         clock=clock,
         alarms=alarm_store(settings, engine),
         remind_s=settings.watch.remind_s,
@@ -103,10 +110,10 @@ def timers(
     settings: Settings,
     engine: Engine,
     spool: Spool,
-    guard: AbstractContextManager[object],
+    part: Part,
     clock: Callable[[], datetime],
 ) -> list[Timer]:
     """Everything of this side that happens by the clock."""
     from pe_triage.node.retention import EVERY_S
 
-    return [("retention", retention(settings, engine, spool, guard, clock).tick, EVERY_S)]
+    return [("retention", retention(settings, engine, spool, part, clock).tick, EVERY_S)]

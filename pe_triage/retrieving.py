@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import date, timedelta
@@ -49,7 +49,7 @@ def fetch_and_queue(
     peer = settings.retrieve_from
     if peer is None:
         raise InputError("retrieve.pacs: nobody is configured to fetch studies from")
-    studies = StudyStore(engine, settings.data_dir)
+    studies = StudyStore(engine, settings.store_dir)
     before = _newest_run(studies, study_uid)
     with ExitStack() as stack:
         count = _retriever(settings, peer, studies, stack).fetch(study_uid, on_progress)
@@ -126,7 +126,7 @@ def _hand_over(
     from pe_triage.receive.storing import SUCCESS, StoreService
 
     spool = Spool(settings.spool_dir)
-    name = f"retrieve-{os.getpid()}"
+    name = f"retrieve-{uuid.uuid4().hex[:12]}"
     spool.announce(name)
     stack.callback(spool.retire, name)
     service = StoreService(spool, min_free_bytes=settings.min_free_mb << 20)

@@ -105,7 +105,7 @@ def reprocess(
             unknown = error
             continue
         click.echo(f"{uid}: queued as run {runs[uid]}")
-    failed = _wait(engine, settings.data_dir, runs, timeout_s) if wait else False
+    failed = _wait(engine, settings.store_dir, runs, timeout_s) if wait else False
     if unknown is not None:
         raise unknown
     if failed:

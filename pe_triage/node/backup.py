@@ -28,6 +28,8 @@ FOLDERS = (
 )
 UNFINISHED = (".part", ".tmp")
 NODE_ID = "node-id"
+STORE_ID = "store-id"
+"""File at the top of the store; the database knows the same id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +71,9 @@ def copy_files(source: Path, target: Path) -> Copied:
                 seen.add(relative)
                 outcome = _copy(path, target / relative)
                 copied, unchanged = copied + (outcome is True), unchanged + (outcome is False)
-        if (source / NODE_ID).is_file():
-            _copy(source / NODE_ID, target / NODE_ID)
+        for name in (NODE_ID, STORE_ID):
+            if (source / name).is_file():
+                _copy(source / name, target / name)
         pruned = 0
         for folder in dict.fromkeys(FOLDERS):
             for path in list(_files(target / folder)):

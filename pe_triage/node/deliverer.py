@@ -64,6 +64,8 @@ class Deliverer:
         decides.
     bell
         Rings when something is to be delivered; None: it looks every `poll_s`.
+    leading
+        Whether it is this process that delivers, and not another host's.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class Deliverer:
         person_of: Callable[[str], Person] | None = None,
         follow: Callable[[str], tuple[Remade, str]] | None = None,
         bell: Bell | None = None,
+        leading: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._leading = leading
         self._name = name
         self._outbox = outbox
         self._studies = studies
@@ -98,7 +102,9 @@ class Deliverer:
         while not stop.is_set():
             heard = self._bell.heard()
             try:
-                if not self.step(stop):
+                if not self._leading():
+                    stop.wait(1.0)
+                elif not self.step(stop):
                     self._bell.wait(stop, heard, lambda: self._outbox.next_due_s(self._name))
             except Exception as error:  # noqa: BLE001 - the thread must outlive a bad moment
                 self._log.error("delivery.loop_failed", error=f"{type(error).__name__}: {error}")

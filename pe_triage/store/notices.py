@@ -70,7 +70,7 @@ class Looking:
         """Nothing, ever."""
         return 0
 
-    def wait(self, stop: threading.Event, heard: int, next_due_s: NextDue) -> None:  # noqa: ARG002
+    def wait(self, stop: threading.Event, heard: int, next_due_s: NextDue) -> None:
         """Return at `stop`, or when it is time to look again."""
         stop.wait(self._poll_s)
 

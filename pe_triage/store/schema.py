@@ -463,3 +463,23 @@ quarantine = Table(
     Column("decided_why", SafeText),
     Index(None, "study_uid", "sop_instance_uid", "sha256"),
 )
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", SafeText, primary_key=True),
+    Column("owner", SafeText, nullable=False),
+    # Grows with each new holder: who finds another than its own has been replaced.
+    Column("token", Integer, nullable=False),
+    # Epoch seconds on the database's clock.
+    Column("held_until", Double, nullable=False),
+)
+"""What only one may do at a time, and which hosts live."""
+
+site_facts = Table(
+    "site_facts",
+    metadata,
+    Column("name", SafeText, primary_key=True),
+    Column("value", SafeText, nullable=False),
+)
+"""What holds for all hosts on this database; written once."""
