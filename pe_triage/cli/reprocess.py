@@ -96,7 +96,7 @@ def reprocess(
     for uid in uids:
         try:
             # A backfill waits behind every study that arrives.
-            runs[uid] = _queue(settings, engine, uid, Place.BACKFILL if many else None)
+            runs[uid] = queue_one(settings, engine, uid, Place.BACKFILL if many else None)
         except (PermanentError, PeerError) as error:
             # One bad line of a long list must not keep the others waiting.
             if not many:
@@ -112,7 +112,7 @@ def reprocess(
         raise PermanentError("a study did not end well; see pe-triage show")
 
 
-def _queue(settings: Settings, engine: Engine, uid: str, rank: int | None) -> int:
+def queue_one(settings: Settings, engine: Engine, uid: str, rank: int | None) -> int:
     """Queue one study, fetched from the PACS where that is needed and configured."""
     from pe_triage.app import requeue
 
