@@ -47,6 +47,7 @@ from pe_triage.store.jobs import JobQueue, Rank
 from pe_triage.store.leases import Leases
 from pe_triage.store.migrate import check_schema
 from pe_triage.store.notices import Bell, Topic, listening
+from pe_triage.store.retrievals import Retrievals
 from pe_triage.store.studies import StudyStore
 
 if TYPE_CHECKING:
@@ -410,6 +411,7 @@ def coordinator_process(settings: Settings, host: Host, connection: Connection) 
             living_boots=part.living_boots,
             senders={table.aet: table for table in settings.senders},
             asking=asked,
+            retrieving=Retrievals(engine).unfinished,
             place_of=place_finder(settings.urgency, studies, settings.store_dir),
         )
         indexer = Indexer(

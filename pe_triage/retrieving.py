@@ -17,6 +17,7 @@ from pe_triage.domain import StudyState
 from pe_triage.errors import InputError, RetryableError, StudyNotFoundError
 from pe_triage.identity import same_patient
 from pe_triage.store.jobs import Closing, JobQueue, Rank, StudyChangedError
+from pe_triage.store.retrievals import Retrievals
 from pe_triage.store.studies import StudyStore
 from pe_triage.watch.priors import Entry, UncertainPatientError, earlier_of, person_of
 from pe_triage.watch.reconcile import AtPacs, is_wanted
@@ -55,7 +56,7 @@ def fetch_and_queue(
     studies = StudyStore(engine, settings.store_dir)
     before = _newest_run(studies, study_uid)
     with ExitStack() as stack:
-        count = _retriever(settings, peer, studies, stack).fetch(study_uid, on_progress)
+        count = _retriever(settings, engine, peer, studies, stack).fetch(study_uid, on_progress)
         return _queue(studies, JobQueue(engine), study_uid, before, count, rank)
 
 
@@ -91,7 +92,7 @@ def _queue(
 
 
 def _retriever(
-    settings: Settings, peer: Destination, studies: StudyStore, stack: ExitStack
+    settings: Settings, engine: Engine, peer: Destination, studies: StudyStore, stack: ExitStack
 ) -> Retriever:
     from pe_triage.deliver.retrieve_scu import RetrieveScu
     from pe_triage.node.retrieval import Retriever
@@ -108,7 +109,7 @@ def _retriever(
         index_wait_s=table.index_wait_s,
     )
     if table.by == "move":
-        return build(move=scu.move)
+        return build(move=scu.move, retrievals=Retrievals(engine))
     return build(
         get=lambda part, store, classes: scu.get(
             part, store, sop_classes=classes, syntaxes=TRANSFER_SYNTAXES

@@ -1,4 +1,4 @@
-"""Who leads, which hosts live, and to which store the database belongs.
+"""Who leads, which hosts live, to which store the database belongs, and what is being fetched.
 
 Revision ID: 0006
 Revises: 0005
@@ -29,6 +29,13 @@ def upgrade() -> None:
         sa.Column("name", sa.Text, nullable=False),
         sa.Column("value", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_site_facts"),
+    )
+    op.create_table(
+        "retrievals",
+        sa.Column("study_uid", sa.Text, nullable=False),
+        sa.Column("wanted", sa.JSON, nullable=False),
+        sa.Column("begun_at", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("study_uid", name="pk_retrievals"),
     )
 
 

@@ -115,9 +115,12 @@ def reprocess(
 def queue_one(settings: Settings, engine: Engine, uid: str, rank: int | None) -> int:
     """Queue one study, fetched from the PACS where that is needed and configured."""
     from pe_triage.app import requeue
+    from pe_triage.store.retrievals import Retrievals
 
     try:
-        return requeue(engine, uid, rank=rank)
+        # A part that is here of what was asked for is not to be taken for all of it.
+        if settings.retrieve_from is None or uid not in Retrievals(engine).unfinished():
+            return requeue(engine, uid, rank=rank)
     except (StudyNotFoundError, ImagesNotHeldError):
         if settings.retrieve_from is None:
             raise

@@ -483,3 +483,14 @@ site_facts = Table(
     Column("value", SafeText, nullable=False),
 )
 """What holds for all hosts on this database; written once."""
+
+retrievals = Table(
+    "retrievals",
+    metadata,
+    # No foreign key: it may be the first that is heard of the study.
+    Column("study_uid", Uid, primary_key=True),
+    # CT series UID to the number of its images at the archive.
+    Column("wanted", StrictJson, nullable=False),
+    Column("begun_at", Double, nullable=False),
+)
+"""What was asked of an archive by C-MOVE and has not come whole yet."""
