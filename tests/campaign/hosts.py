@@ -1,10 +1,10 @@
 """Two full nodes on one PostgreSQL and one store; one of them is killed, whole, at random.
 
 ``python -m tests.campaign.hosts --studies 200 --out hosts.json``: half of the studies are sent to
-each host, which may be the one that is down; whatever was not answered 0000 is sent again to the same
-host until it is. Each time one of the two, drawn by chance, is killed by SIGKILL to all of its
-processes, stays away for a while drawn by chance, and is started again. Then everything must end, and
-the invariant of `check` must hold over both hosts together.
+each host, which may be the one that is down; whatever was not answered 0000 is sent again to the
+same host until it is. Each time one of the two, drawn by chance, is killed by SIGKILL to all of its
+processes, stays away for a while drawn by chance, and is started again. Then everything must end,
+and the invariant of `check` must hold over both hosts together.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tests.campaign.check import ENDS, SENT, Held, Seen, answers, held_in, violations
-from tests.campaign.nodes import CampaignNode
-from tests.campaign.pacs import Pacs
-from tests.campaign.scanner import Scanner
-from tests.campaign.studies import make_study, write_config
 
 from pe_triage.errors import PeTriageError
 from pe_triage.store.engine import open_engine
 from pe_triage.store.leases import COORDINATOR, Leases
 from pe_triage.store.migrate import upgrade
+from tests.campaign.check import ENDS, SENT, Held, Seen, answers, held_in, violations
+from tests.campaign.nodes import CampaignNode
+from tests.campaign.pacs import Pacs
+from tests.campaign.scanner import Scanner
+from tests.campaign.studies import make_study, write_config
 from tests.support.postgres import free_port, postgres_server
 
 HOSTS = ("a", "b")

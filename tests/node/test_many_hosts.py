@@ -25,6 +25,9 @@ from tests.support.peers import dcmtk_environment, require_program
 
 pytestmark = pytest.mark.long
 
+LEASE = {"lease_s": 15}
+"""Longer than a busy machine keeps a heartbeat waiting."""
+
 
 @pytest.fixture
 def shared_database(shared_postgres: str) -> str:
@@ -55,7 +58,7 @@ def start(
             *("--model", tiny_bundle, "--send-to", store_scp.address, "--quiet-s", 5),
             *("--workers", workers, "--log-level", "DEBUG"),
             database=shared_database,
-            settings={**QUICK, "shared_dir": str(tmp_path / "shared"), "threads": 1},
+            settings={**QUICK, "shared_dir": str(tmp_path / "shared"), "threads": 1} | LEASE,
         )
         running.append(node)
         return node
@@ -134,7 +137,7 @@ def worker(
 ) -> Iterator[subprocess.Popen[str]]:
     """``pe-triage worker`` on a host of its own: nothing but database and store are common."""
     config = tmp_path / f"{name}.toml"
-    config.write_text(f'shared_dir = "{tmp_path / "shared"}"\nlease_s = 5\nthreads = 1\n')
+    config.write_text(f'shared_dir = "{tmp_path / "shared"}"\nlease_s = 15\nthreads = 1\n')
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "pe_triage", "worker", "--data-dir", str(tmp_path / name)),
@@ -179,7 +182,7 @@ def test_workers_on_other_hosts(
         before = claims(tmp_path, *workers)
         assert before.total() == len(studies)
 
-        # One dies with a study in its hands: the other has it after the lease (5 s here).
+        # One dies with a study in its hands: the other has it after the lease.
         uid, files = new_study()
         storescu(node, files)
         wait_for(lambda: claims(tmp_path, *workers).total() > before.total(), 60, "a claim")
