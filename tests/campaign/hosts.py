@@ -68,6 +68,7 @@ class Pair:
         }
         self.scanners = {n: Scanner("127.0.0.1", node.port) for n, node in self.nodes.items()}
         self.engine = open_engine(self.url)
+        self._making = threading.Lock()
 
     def leader(self) -> str | None:
         """Name of the host that coordinates; None where the lease is nobody's at the moment."""
@@ -78,17 +79,26 @@ class Pair:
                 return name
         return None
 
-    def send(self, name: str, numbers: range) -> None:
-        """Send studies to one host, one after the other."""
+    def send(self, name: str, numbers: range, until_s: float) -> None:
+        """Send studies to one host, one after the other; begin none after `until_s`."""
         for number in numbers:
-            self.scanners[name].send(make_study(number), deadline_s=SEND_S)
+            if time.monotonic() > until_s:
+                return
+            with self._making:
+                # It changes the one chest that all studies are made of.
+                study = make_study(number)
+            self.scanners[name].send(study, deadline_s=SEND_S)
 
     @contextmanager
-    def sending(self, studies: int) -> Iterator[list[threading.Thread]]:
-        """Send half of `studies` to each host meanwhile."""
-        half = studies // 2
+    def sending(self, studies: int, most_s: float) -> Iterator[list[threading.Thread]]:
+        """Send half of `studies` to each host meanwhile, or what can be sent in `most_s`."""
+        half, until_s = studies // 2, time.monotonic() + most_s
         threads = [
-            threading.Thread(target=self.send, args=(name, range(k * half, (k + 1) * half)))
+            threading.Thread(
+                target=self.send,
+                args=(name, range(k * half, (k + 1) * half), until_s),
+                daemon=True,
+            )
             for k, name in enumerate(HOSTS)
         ]
         for thread in threads:
@@ -178,13 +188,15 @@ class Pair:
         self.engine.dispose()
 
 
-def run(pair: Pair, *, studies: int, pause_s: float, settle_s: float) -> dict[str, Any]:
+def run(
+    pair: Pair, *, studies: int, most_s: float, pause_s: float, settle_s: float
+) -> dict[str, Any]:
     """Send, kill, settle, check; the figures."""
     began_s = time.monotonic()
     for node in pair.nodes.values():
         if not node.start(timeout_s=900):
             raise AssertionError(f"a host did not start; see {pair.home}")
-    with pair.sending(studies) as threads:
+    with pair.sending(studies, most_s) as threads:
         while any(thread.is_alive() for thread in threads):
             time.sleep(pair.rng.uniform(0.0, pause_s))
             if any(thread.is_alive() for thread in threads):
@@ -213,20 +225,29 @@ def run(pair: Pair, *, studies: int, pause_s: float, settle_s: float) -> dict[st
 
 @click.command()
 @click.option("--studies", type=int, default=200)
+@click.option("--minutes", type=float, default=240.0, help="Begin no study after these.")
 @click.option("--seed", type=int, default=1)
 @click.option("--pause", "pause_s", type=float, default=20.0, help="Longest time between kills.")
 @click.option("--settle", "settle_s", type=float, default=600.0, help="Time for all to end.")
 @click.option("--lease", "lease_s", type=float, default=15.0, help="Of a job.")
 @click.option("--out", type=click.Path(path_type=Path), help="File for the figures.")
 def main(
-    studies: int, seed: int, pause_s: float, settle_s: float, lease_s: float, out: Path | None
+    studies: int,
+    minutes: float,
+    seed: int,
+    pause_s: float,
+    settle_s: float,
+    lease_s: float,
+    out: Path | None,
 ) -> None:
     """Exit code 1 where the invariant is broken."""
     with tempfile.TemporaryDirectory(prefix="pe-triage-hosts-") as folder, postgres_server() as db:
         upgrade(db.url)
         pair = Pair(Path(folder), db.url, random.Random(seed), lease_s)
         try:
-            figures = run(pair, studies=studies, pause_s=pause_s, settle_s=settle_s)
+            figures = run(
+                pair, studies=studies, most_s=60 * minutes, pause_s=pause_s, settle_s=settle_s
+            )
         finally:
             pair.close()
     text = json.dumps(figures, indent=2)
