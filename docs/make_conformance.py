@@ -597,7 +597,8 @@ reason of the PACS' own report. What is not taken is sent again as results are, 
 
 #### A.4.2.9 Retrieval
 
-Only with `retrieve.pacs` or `query.pacs`, when a person asks (`pe-triage reprocess`). C-FIND at
+Only with `retrieve.pacs` or `query.pacs`, when a person asks (`pe-triage reprocess`, `priors`; the
+latter first by a C-FIND at STUDY level with Patient ID and Issuer of Patient ID). C-FIND at
 STUDY, SERIES and IMAGE level says what there is; then C-MOVE (`{retrieve_scu.STUDY_ROOT_MOVE}`, to
 this node's own AE title) or, by configuration, C-GET (`{retrieve_scu.STUDY_ROOT_GET}`, with SCP role
 for the storage classes that the C-FIND named), at SERIES level, for the rest of a series at IMAGE

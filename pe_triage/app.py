@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-from pe_triage import committing, keeping, watchers
+from pe_triage import committing, keeping, sharing, watchers
 from pe_triage.assemble.completeness import CompletenessRules
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.config import Settings
@@ -32,6 +32,7 @@ from pe_triage.logs import get_logger, setup_logging
 from pe_triage.node.link import ChildLink
 from pe_triage.node.supervisor import ProcessSpec, Supervisor
 from pe_triage.resources import demonstration_bundle
+from pe_triage.sharing import Host
 from pe_triage.startup import (
     check_bundle,
     check_device,
@@ -43,7 +44,10 @@ from pe_triage.startup import (
 )
 from pe_triage.store.engine import open_engine
 from pe_triage.store.jobs import JobQueue, Rank
+from pe_triage.store.leases import Leases
 from pe_triage.store.migrate import check_schema
+from pe_triage.store.notices import Bell, Topic, listening
+from pe_triage.store.retrievals import Retrievals
 from pe_triage.store.studies import StudyStore
 
 if TYPE_CHECKING:
@@ -199,14 +203,16 @@ def run_node(settings: Settings) -> None:
     with hold_data_dir(settings):
         keeping.check_restored(settings)
         prepare_database(settings)
+        engine = open_engine(settings.database_url)
+        store_id = sharing.enter_store(settings, engine)
         keeping.clean_at_start(settings)
         node_id = node_id_of(settings.data_dir)
+        host_of = Host(node_id=node_id, store_id=store_id)
         listener = open_listener(settings.host, settings.port)
         host, port = settings.host, listener.getsockname()[1]
         warn_if_open(settings, log)
-        queue = JobQueue(open_engine(settings.database_url), max_attempts=settings.max_attempts)
-        # Whatever an earlier life of this node held is free: the lock says that it is over.
-        queue.release_owner(f"{node_id}/")
+        queue = JobQueue(engine, max_attempts=settings.max_attempts)
+        leases = Leases(engine)
         stop = threading.Event()
         previous = {
             number: signal.signal(number, lambda *_: stop.set())
@@ -222,18 +228,23 @@ def run_node(settings: Settings) -> None:
             return True
 
         supervisor = Supervisor(
-            _processes(settings, listener, node_id),
+            _processes(settings, listener, host_of),
             drain_s=settings.drain_s,
-            on_death=lambda name, pid: _release(queue, owner_of(node_id, name, pid), log),
+            on_death=lambda name, pid: _release(queue, leases, owner_of(node_id, name, pid), log),
             on_stopped=lambda name, pid: _release(
-                queue, owner_of(node_id, name, pid), log, counted=False
+                queue, leases, owner_of(node_id, name, pid), log, counted=False
             ),
         )
         try:
-            supervisor.run(
-                stopping,
-                lambda: log.info("node.ready", aet=settings.aet, host=host, port=port),
-            )
+            with sharing.living(settings, engine, node_id, stop):
+                # Whatever an earlier life of this node held is free: the lock says that it is
+                # over, and the lease of the host that there is no copy of it.
+                queue.release_owner(f"{node_id}/")
+                leases.release(owner_of(node_id, "coordinator"))
+                supervisor.run(
+                    stopping,
+                    lambda: log.info("node.ready", aet=settings.aet, host=host, port=port),
+                )
         finally:
             listener.close()
             for number, handler in previous.items():
@@ -246,27 +257,29 @@ def run_worker(settings: Settings) -> None:
     check_bundle(settings)
     engine = open_engine(settings.database_url)
     check_schema(engine)
+    sharing.find_store(settings, engine)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     owner = owner_of(f"worker-{uuid.uuid4().hex[:12]}", "worker", os.getpid())
     log = get_logger(owner=owner)
-    worker = _build_worker(settings, engine, owner)
-    log.info("worker.ready")
     try:
-        worker.run(stop)
+        with listening(engine) as bells:
+            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS])
+            log.info("worker.ready")
+            worker.run(stop)
     finally:
         queue = JobQueue(engine, max_attempts=settings.max_attempts)
         queue.release_owner(owner, "the worker was stopped", counted=False)
     log.info("worker.stopped")
 
 
-def _processes(settings: Settings, listener: socket.socket, node_id: str) -> list[ProcessSpec]:
+def _processes(settings: Settings, listener: socket.socket, host: Host) -> list[ProcessSpec]:
     receivers = [
         ProcessSpec(
             name=f"receiver-{n}",
             target=receiver_process,
-            args=(settings, f"receiver-{n}", listener),
+            args=(settings, host, f"receiver-{n}", listener),
             stop_order=0,
         )
         for n in range(1, settings.receivers + 1)
@@ -275,24 +288,30 @@ def _processes(settings: Settings, listener: socket.socket, node_id: str) -> lis
         ProcessSpec(
             name=f"worker-{n}",
             target=worker_process,
-            args=(settings, node_id, f"worker-{n}"),
+            args=(settings, host, f"worker-{n}"),
             stop_order=1,
             awaited=False,
         )
         for n in range(1, settings.workers + 1)
     ]
     coordinator = ProcessSpec(
-        name="coordinator", target=coordinator_process, args=(settings,), stop_order=2
+        name="coordinator", target=coordinator_process, args=(settings, host), stop_order=2
     )
     return [coordinator, *workers, *receivers]
 
 
-def owner_of(node_id: str, name: str, pid: int) -> str:
-    """Name that a process of a node holds jobs under; none is the beginning of another."""
-    return f"{node_id}/{name}/{pid}/"
+def owner_of(node_id: str, name: str, pid: int | None = None) -> str:
+    """Name that a process of a node holds jobs and leases under; none is the start of another.
+
+    Without `pid`: the start of those of all lives of that process.
+    """
+    return f"{node_id}/{name}/" + ("" if pid is None else f"{pid}/")
 
 
-def _release(queue: JobQueue, prefix: str, log: Any, *, counted: bool = True) -> None:
+def _release(
+    queue: JobQueue, leases: Leases, prefix: str, log: Any, *, counted: bool = True
+) -> None:
+    leases.release(prefix)
     if counted:
         released = queue.release_owner(prefix)
     else:
@@ -318,10 +337,11 @@ def _child(settings: Settings, connection: Connection) -> Iterator[ChildLink]:
 
 
 def receiver_process(
-    settings: Settings, name: str, listener: socket.socket, connection: Connection
+    settings: Settings, host: Host, name: str, listener: socket.socket, connection: Connection
 ) -> None:
     """Main of a receiver process."""
     with _child(settings, connection) as link:
+        sharing.check_store(settings, host.store_id)
         from pe_triage.receive.server import ReceiverOptions, run_receiver
 
         run_receiver(
@@ -329,7 +349,7 @@ def receiver_process(
             ReceiverOptions(
                 aet=settings.aet,
                 spool_root=settings.spool_dir,
-                name=name,
+                name=host.receiver(name),
                 accept_from=settings.accept_rules,
                 insecure=settings.insecure,
                 max_associations=settings.max_associations,
@@ -343,18 +363,22 @@ def receiver_process(
         )
 
 
-def worker_process(settings: Settings, node_id: str, name: str, connection: Connection) -> None:
+def worker_process(settings: Settings, host: Host, name: str, connection: Connection) -> None:
     """Main of a worker process: the only kind that imports torch."""
     with _child(settings, connection) as link:
+        sharing.check_store(settings, host.store_id)
         engine = open_engine(settings.database_url)
-        worker = _build_worker(settings, engine, owner_of(node_id, name, os.getpid()))
-        link.ready()
-        worker.run(link.stop)
+        owner = owner_of(host.node_id, name, os.getpid())
+        with listening(engine) as bells:
+            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS])
+            link.ready()
+            worker.run(link.stop)
 
 
-def coordinator_process(settings: Settings, connection: Connection) -> None:
+def coordinator_process(settings: Settings, host: Host, connection: Connection) -> None:
     """Main of the process that indexes, assembles, delivers and keeps the timers."""
-    with _child(settings, connection) as link:
+    with _child(settings, connection) as link, contextlib.ExitStack() as stack:
+        sharing.check_store(settings, host.store_id)
         from pe_triage.node.assembler import Assembler
         from pe_triage.node.coordinator import LONGEST_LEASE_S, Coordinator
         from pe_triage.node.deliverer import Deliverer
@@ -366,15 +390,22 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
         from pe_triage.store.quarantine import Quarantine
 
         engine = open_engine(settings.database_url)
-        studies = StudyStore(engine, settings.data_dir)
-        outbox = Outbox(engine, settings.data_dir, commits=committing.delays(settings))
+        spool = Spool(settings.spool_dir)
+        owner = owner_of(host.node_id, "coordinator", os.getpid())
+        part = stack.enter_context(
+            sharing.coordinating(settings, engine, spool, owner=owner, link=link, clock=utc_now)
+        )
+        if part is None:
+            return
+        bells = stack.enter_context(listening(engine))
+        studies = StudyStore(engine, settings.store_dir)
+        outbox = Outbox(engine, settings.store_dir, commits=committing.delays(settings))
         queue = JobQueue(engine, max_attempts=settings.max_attempts)
-        spool, guard = Spool(settings.spool_dir), threading.Lock()
         asked, identity = watchers.asking(settings, utc_now), watchers.pacs_identity(settings)
         assembler = Assembler(
             studies=studies,
             queue=queue,
-            data_dir=settings.data_dir,
+            data_dir=settings.store_dir,
             completeness=CompletenessRules(
                 quiet_s=settings.quiet_s,
                 grace_s=settings.grace_s,
@@ -382,19 +413,22 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
                 expected_wait_s=settings.query.expected_wait_s,
             ),
             eligibility=eligibility_rules(settings),
-            clock=utc_now,
-            living_boots=spool.living_boots,
+            clock=part.clock,
+            living_boots=part.living_boots,
             senders={table.aet: table for table in settings.senders},
             asking=asked,
-            place_of=place_finder(settings.urgency, studies, settings.data_dir),
+            retrieving=Retrievals(engine).unfinished,
+            place_of=place_finder(settings.urgency, studies, settings.store_dir),
         )
         indexer = Indexer(
             spool=spool,
             studies=studies,
             quarantine=Quarantine(engine),
             assembler=assembler,
-            data_dir=settings.data_dir,
-            guard=guard,
+            data_dir=settings.store_dir,
+            guard=part.guard,
+            lag_s=part.lag_s,
+            leading=part.leading,
         )
         roads = {
             **{str(peer): dicom_road(peer, aet=settings.aet) for peer in settings.peers},
@@ -413,8 +447,10 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
                 pacs_identity=identity,
                 person_of=None
                 if identity is None
-                else watchers.person_of(studies, settings.data_dir),
+                else watchers.person_of(studies, settings.store_dir),
                 follow=watchers.follower(settings, engine),
+                bell=bells[Topic.DELIVERIES],
+                leading=part.leading,
             )
             for name, send in roads.items()
         ]
@@ -441,13 +477,16 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
                     commitments=committing.standing(settings, engine),
                 ),
                 *committing.timers(settings, engine),
-                *keeping.timers(settings, engine, spool, guard, utc_now),
+                *keeping.timers(settings, engine, spool, part, utc_now),
             ],
             loops=[*watchers.loops(asked), *committing.loops(settings, engine)],
-        ).run(link.stop, on_ready=link.ready)
+            living_boots=part.living_boots,
+            hosts=part.hosts,
+            leading=part.leading,
+        ).run(link.stop, on_ready=part.on_ready)
 
 
-def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
+def _build_worker(settings: Settings, engine: Engine, owner: str, bell: Bell) -> Any:
     from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
 
@@ -463,18 +502,20 @@ def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
             engine=engine,
             rules=analysis.rules,
             data_dir=settings.data_dir,
+            store_dir=settings.store_dir,
             min_free_bytes=settings.min_free_mb << 20,
         )
         if settings.ahead
         else None,
         options=WorkerOptions(
             owner=owner,
-            data_dir=settings.data_dir,
+            data_dir=settings.store_dir,
             routes=settings.routes,
             lease_s=settings.lease_s,
             drain_s=settings.drain_s,
         ),
         clock=local_now,
+        bell=bell,
     )
 
 

@@ -78,6 +78,16 @@ class Settings(BaseModel):
         description="SQLAlchemy URL (sqlite:///… or postgresql://…); default: "
         "SQLite at pe-triage.sqlite3 inside the data directory.",
     )
+    shared_dir: Path | None = Field(
+        default=None,
+        description="Directory that all hosts on one PostgreSQL database mount, for spool and "
+        "results; default: the data directory, of one host (docs/many-hosts.md).",
+    )
+    shared_lag_s: Annotated[float, Field(ge=0, le=60)] = Field(
+        default=2.0,
+        description="Seconds by which a host may see late what another has written to shared_dir "
+        "(NFS: acdirmax).",
+    )
 
     # --- DICOM application entity
     aet: str = Field(default="PETRIAGE", description="AE title of this node (PS3.5 VR AE).")
@@ -227,6 +237,17 @@ class Settings(BaseModel):
         default="auto", description="auto: JSON lines when stderr is not a terminal."
     )
 
+    @field_validator("shared_dir")
+    @classmethod
+    def _check_shared_dir(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None:
+            return None
+        if not value.is_absolute():
+            raise ValueError("not an absolute path")
+        if not (info.data.get("database") or "").startswith("postgres"):
+            raise ValueError("several hosts need a PostgreSQL database")
+        return value
+
     @field_validator("aet")
     @classmethod
     def _check_aet(cls, value: str) -> str:
@@ -355,14 +376,19 @@ class Settings(BaseModel):
         return self.database_url.startswith("sqlite")
 
     @property
+    def store_dir(self) -> Path:
+        """Where spool and results lie; paths in the database are relative to it."""
+        return self.shared_dir or self.data_dir
+
+    @property
     def spool_dir(self) -> Path:
         """Where received instances lie."""
-        return self.data_dir / "spool"
+        return self.store_dir / "spool"
 
     @property
     def results_dir(self) -> Path:
         """Where result objects lie."""
-        return self.data_dir / "results"
+        return self.store_dir / "results"
 
 
 def load_settings(

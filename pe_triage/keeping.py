@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from pe_triage.errors import InputError
 from pe_triage.logs import get_logger
 from pe_triage.receive.spool import Spool
 from pe_triage.retention import DAY_S
+from pe_triage.sharing import Part, restore_store
 from pe_triage.startup import hold_data_dir, prepare_database
 from pe_triage.store.backup import check_restorable, restore_database
 from pe_triage.store.engine import open_engine, parse_url
@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 
 def clean_at_start(settings: Settings) -> None:
-    """Remove what transfers left that a crash cut short; no receiver may run on the spool yet."""
+    """Remove what transfers left that a crash cut short; no receiver may run on the spool yet.
+
+    On a store that other hosts share theirs may: there the coordinator does it, by age.
+    """
+    if settings.shared_dir is not None:
+        return
     removed = Spool(settings.spool_dir).clean_temporary()
     if removed:
         get_logger().info("spool.cleaned", files=removed)
@@ -105,12 +110,12 @@ def restore_node(settings: Settings, backup: Path | None) -> Settled:
             _require_database(settings)
         else:
             for folder in FOLDERS:
-                if any(path.is_file() for path in (settings.data_dir / folder).rglob("*")):
-                    raise InputError(f"{settings.data_dir / folder} is not empty; move it away")
+                if any(path.is_file() for path in (settings.store_dir / folder).rglob("*")):
+                    raise InputError(f"{settings.store_dir / folder} is not empty; move it away")
             check_restorable(settings.database_url, backup)
             _mark_restoring(settings, _COPYING)
             # The database last: without it nobody takes half of the files for a node.
-            copy_files(backup, settings.data_dir)
+            copy_files(backup, settings.store_dir)
             restore_database(settings.database_url, backup)
         _mark_restoring(settings, _SETTLING)
         if backup is not None:
@@ -119,11 +124,12 @@ def restore_node(settings: Settings, backup: Path | None) -> Settled:
         prepare_database(settings)
         engine = open_engine(settings.database_url)
         try:
+            restore_store(settings, engine)
             settled = settle(
                 RetentionStore(engine),
                 Quarantine(engine),
                 Spool(settings.spool_dir),
-                settings.data_dir,
+                settings.store_dir,
             )
         finally:
             engine.dispose()
@@ -149,7 +155,7 @@ def retention(
     settings: Settings,
     engine: Engine,
     spool: Spool,
-    guard: AbstractContextManager[object],
+    part: Part,
     clock: Callable[[], datetime],
 ) -> Retention:
     """What removes files; where results are sent nowhere it only finishes what it had begun."""
@@ -161,10 +167,11 @@ def retention(
     return Retention(
         store=retention_store(settings, engine, clock),
         spool=spool,
-        data_dir=settings.data_dir,
+        data_dir=settings.store_dir,
         table=table,
         marks=settings.space_marks,
-        guard=guard,
+        guard=part.guard,
+        leading=part.leading,
         clock=clock,
         alarms=alarm_store(settings, engine),
         remind_s=settings.watch.remind_s,
@@ -175,10 +182,10 @@ def timers(
     settings: Settings,
     engine: Engine,
     spool: Spool,
-    guard: AbstractContextManager[object],
+    part: Part,
     clock: Callable[[], datetime],
 ) -> list[Timer]:
     """Everything of this side that happens by the clock."""
     from pe_triage.node.retention import EVERY_S
 
-    return [("retention", retention(settings, engine, spool, guard, clock).tick, EVERY_S)]
+    return [("retention", retention(settings, engine, spool, part, clock).tick, EVERY_S)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import date, timedelta
@@ -15,12 +15,16 @@ from sqlalchemy import Engine
 from pe_triage.config import Settings
 from pe_triage.domain import StudyState
 from pe_triage.errors import InputError, RetryableError, StudyNotFoundError
+from pe_triage.identity import same_patient
 from pe_triage.store.jobs import Closing, JobQueue, Rank, StudyChangedError
+from pe_triage.store.retrievals import Retrievals
 from pe_triage.store.studies import StudyStore
+from pe_triage.watch.priors import Entry, UncertainPatientError, earlier_of, person_of
 from pe_triage.watch.reconcile import AtPacs, is_wanted
 from pe_triage.watchers import query_scu
 
 if TYPE_CHECKING:
+    from pe_triage.deliver.find_scu import PacsStudy
     from pe_triage.deliver.retrieve_scu import Progress, Sent
     from pe_triage.domain import Destination
     from pe_triage.node.retrieval import Retriever
@@ -49,10 +53,10 @@ def fetch_and_queue(
     peer = settings.retrieve_from
     if peer is None:
         raise InputError("retrieve.pacs: nobody is configured to fetch studies from")
-    studies = StudyStore(engine, settings.data_dir)
+    studies = StudyStore(engine, settings.store_dir)
     before = _newest_run(studies, study_uid)
     with ExitStack() as stack:
-        count = _retriever(settings, peer, studies, stack).fetch(study_uid, on_progress)
+        count = _retriever(settings, engine, peer, studies, stack).fetch(study_uid, on_progress)
         return _queue(studies, JobQueue(engine), study_uid, before, count, rank)
 
 
@@ -88,7 +92,7 @@ def _queue(
 
 
 def _retriever(
-    settings: Settings, peer: Destination, studies: StudyStore, stack: ExitStack
+    settings: Settings, engine: Engine, peer: Destination, studies: StudyStore, stack: ExitStack
 ) -> Retriever:
     from pe_triage.deliver.retrieve_scu import RetrieveScu
     from pe_triage.node.retrieval import Retriever
@@ -105,7 +109,7 @@ def _retriever(
         index_wait_s=table.index_wait_s,
     )
     if table.by == "move":
-        return build(move=scu.move)
+        return build(move=scu.move, retrievals=Retrievals(engine))
     return build(
         get=lambda part, store, classes: scu.get(
             part, store, sop_classes=classes, syntaxes=TRANSFER_SYNTAXES
@@ -127,7 +131,7 @@ def _hand_over(
 
     size = sum(path.stat().st_size for _, path in objects)
     spool = Spool(settings.spool_dir)
-    name = f"retrieve-{os.getpid()}"
+    name = f"retrieve-{uuid.uuid4().hex[:12]}"
     spool.announce(name)
     stack.callback(spool.retire, name)
     min_free = settings.min_free_mb << 20
@@ -176,15 +180,68 @@ def studies_of_days(settings: Settings, first: date, last: date) -> Iterator[str
     day = first
     while day <= last:
         # Day by day: archives bound the number of matches to one question.
-        found = [
-            AtPacs(
-                study_uid=study.study_uid,
-                study_date=study.study_date,
-                study_time=study.study_time,
-                description=study.description,
-                modalities=study.modalities,
-            )
-            for study in scu.studies(day, day, modality=table.modality)
-        ]
+        found = [_at_pacs(study) for study in scu.studies(day, day, modality=table.modality)]
         yield from sorted({study.study_uid for study in found if is_wanted(study, table)})
         day += timedelta(days=1)
+
+
+def _at_pacs(study: PacsStudy) -> AtPacs:
+    return AtPacs(
+        study_uid=study.study_uid,
+        study_date=study.study_date,
+        study_time=study.study_time,
+        description=study.description,
+        modalities=study.modalities,
+    )
+
+
+def priors_of(settings: Settings, engine: Engine, study_uid: str, *, years: float) -> list[str]:
+    """Study Instance UIDs of the patient's earlier studies at the PACS, the newest first.
+
+    As in the daily comparison, ``reconcile.modality``, ``words`` and ``without_words`` say which.
+
+    Raises
+    ------
+    InputError
+        Nobody can be asked, or whose study it is is not certain (`watch.priors`).
+    QueryError
+        No usable answer.
+    """
+    peer = settings.retrieve_from
+    if peer is None:
+        raise InputError("retrieve.pacs: nobody is configured to be asked for studies")
+    scu, table = query_scu(settings, peer), settings.reconcile
+    try:
+        person = person_of([_entry(study) for study in scu.study(study_uid)])
+        _check_held(engine, study_uid, person)
+        found = scu.studies_of(person.identity, modality=table.modality)
+        day = date.fromisoformat(person.study_date).toordinal() - round(365.25 * years)
+        since = date.fromordinal(max(1, day)).isoformat().replace("-", "")
+        earlier = earlier_of(person, [_entry(study) for study in found], since=since)
+    except UncertainPatientError as error:
+        raise InputError(f"{study_uid}: {error}; no priors are fetched") from None
+    wanted = {study.study_uid for study in found if is_wanted(_at_pacs(study), table)}
+    return [entry.study_uid for entry in earlier if entry.study_uid in wanted]
+
+
+def _check_held(engine: Engine, study_uid: str, person: Entry) -> None:
+    """See that the study, where it is held, is the same patient's here."""
+    try:
+        study = StudyStore(engine).get(study_uid)
+    except StudyNotFoundError:
+        return
+    if study.quarantine_reason is not None:
+        raise UncertainPatientError("its patient is in doubt here, see pe-triage quarantine list")
+    if not same_patient(study.identity, person.identity):
+        raise UncertainPatientError("the PACS has it under another patient than it is held here")
+
+
+def _entry(study: PacsStudy) -> Entry:
+    return Entry(
+        study_uid=study.study_uid,
+        identity=study.identity,
+        birth_date=study.birth_date,
+        sex=study.sex,
+        study_date=study.study_date,
+        study_time=study.study_time,
+    )

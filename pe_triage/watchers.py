@@ -98,8 +98,8 @@ def corrections(settings: Settings, engine: Engine) -> Corrections | None:
         return None
     return Corrections(
         archive=query_scu(settings, peer),
-        studies=StudyStore(engine, settings.data_dir),
-        data_dir=settings.data_dir,
+        studies=StudyStore(engine, settings.store_dir),
+        data_dir=settings.store_dir,
         correct=partial(correct_patient, engine),
     )
 
@@ -132,7 +132,7 @@ def reconciler(settings: Settings, engine: Engine, clock: Clock) -> Reconciler |
         watching=WatchStore(engine),
         alarms=alarm_store(settings, engine),
         table=settings.reconcile,
-        data_dir=settings.data_dir,
+        data_dir=settings.store_dir,
         clock=clock,
         remind_s=settings.watch.remind_s,
     )

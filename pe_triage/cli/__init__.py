@@ -33,6 +33,7 @@ COMMANDS: dict[str, _Lazy] = {
     "studies": _Lazy("studies", "Print the triage worklist, most urgent first."),
     "show": _Lazy("show", "Print everything known of one study, or read an SR file."),
     "reprocess": _Lazy("reprocess", "Queue a study again as a new run."),
+    "priors": _Lazy("priors", "Queue a patient's earlier studies at the PACS, behind all others."),
     "analyze": _Lazy("analyze", "Analyse a folder of DICOM files without a network."),
     "deliveries": _Lazy("deliveries", "List what waits or is parked; send parked results again."),
     "correct": _Lazy("correct", "Answer a study anew under the patient that the PACS has."),

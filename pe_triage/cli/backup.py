@@ -22,8 +22,9 @@ def backup(
     """
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     target = directory.expanduser().resolve()
-    if target.is_relative_to(settings.data_dir) or settings.data_dir.is_relative_to(target):
-        raise InputError(f"{target} and the data directory lie inside each other")
+    for directory in (settings.data_dir, settings.store_dir):
+        if target.is_relative_to(directory) or directory.is_relative_to(target):
+            raise InputError(f"{target} and {directory} lie inside each other")
     from pe_triage.app import open_existing_database
     from pe_triage.node.backup import check_target, copy_files, sole_backup
     from pe_triage.store.backup import copy_database
@@ -33,11 +34,11 @@ def backup(
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {target}: {error.strerror}") from None
-    check_target(settings.data_dir, target)
+    check_target(settings.store_dir, target)
     with sole_backup(target):
         # In this order: see `node.backup`.
         copy = copy_database(settings.database_url, target)
-        files = copy_files(settings.data_dir, target, publish=copy.publish)
+        files = copy_files(settings.store_dir, target, publish=copy.publish)
     click.echo(
         f"{copy.final.name}; {files.copied} files copied, {files.unchanged} were there, "
         f"{files.pruned} are gone from the node"

@@ -27,7 +27,7 @@ def list_entries(
     from pe_triage.app import open_existing_database
     from pe_triage.store.outbox import Outbox
 
-    items = Outbox(open_existing_database(settings), settings.data_dir).undelivered()
+    items = Outbox(open_existing_database(settings), settings.store_dir).undelivered()
     if as_json:
         documents = [
             {name: getattr(item, name) for name in (f.name for f in dataclasses.fields(item))}
@@ -66,7 +66,7 @@ def retry(
     from pe_triage.store.outbox import Outbox
 
     engine = open_existing_database(settings)
-    count = Outbox(engine, settings.data_dir).requeue_parked(destination, study_uid=study)
+    count = Outbox(engine, settings.store_dir).requeue_parked(destination, study_uid=study)
     click.echo(f"{count} parked deliveries will be tried again")
     asked = 0 if study is not None else CommitmentStore(engine).ask_again(destination)
     if asked:

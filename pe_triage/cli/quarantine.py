@@ -51,7 +51,7 @@ def _document(entry: QuarantineEntry, settings: Settings) -> dict[str, Any]:
         "reason": entry.reason,
         "state": str(entry.state),
         "created_at": entry.created_at.isoformat(),
-        "path": str((settings.data_dir / entry.path).resolve()),
+        "path": str((settings.store_dir / entry.path).resolve()),
         "decided_at": None if decided_at is None else decided_at.isoformat(),
         "decided_by": entry.decided_by,
         "decided_why": entry.decided_why,
@@ -100,7 +100,7 @@ def show_entry(
     """Print everything known of ENTRY_ID, and what each decision would lead to."""
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     entry = _store(settings).get(entry_id)
-    path = settings.data_dir / entry.path
+    path = settings.store_dir / entry.path
     doc = _document(entry, settings) | {
         "sha256": entry.sha256,
         "size_bytes": path.stat().st_size if path.is_file() else None,
@@ -136,7 +136,7 @@ def release(
     from pe_triage.store.quarantine import QuarantineState
 
     entries = _store(settings)
-    path = settings.data_dir / entries.check(entry_id, QuarantineState.RELEASED).path
+    path = settings.store_dir / entries.check(entry_id, QuarantineState.RELEASED).path
     if not path.exists():
         raise InputError(f"the file of quarantine entry {entry_id} is gone: {path}; discard it")
     # The file first: where it cannot be moved, the entry stays and can be released again.
@@ -181,7 +181,7 @@ def discard(
         _check_set_aside(entry, settings)
     decided = []
     for entry in wanted:
-        path = settings.data_dir / entry.path
+        path = settings.store_dir / entry.path
         try:
             # The file first: a deletion that fails leaves an entry that can be discarded again.
             path.unlink(missing_ok=True)

@@ -96,7 +96,7 @@ def reprocess(
     for uid in uids:
         try:
             # A backfill waits behind every study that arrives.
-            runs[uid] = _queue(settings, engine, uid, Place.BACKFILL if many else None)
+            runs[uid] = queue_one(settings, engine, uid, Place.BACKFILL if many else None)
         except (PermanentError, PeerError) as error:
             # One bad line of a long list must not keep the others waiting.
             if not many:
@@ -105,19 +105,22 @@ def reprocess(
             unknown = error
             continue
         click.echo(f"{uid}: queued as run {runs[uid]}")
-    failed = _wait(engine, settings.data_dir, runs, timeout_s) if wait else False
+    failed = _wait(engine, settings.store_dir, runs, timeout_s) if wait else False
     if unknown is not None:
         raise unknown
     if failed:
         raise PermanentError("a study did not end well; see pe-triage show")
 
 
-def _queue(settings: Settings, engine: Engine, uid: str, rank: int | None) -> int:
+def queue_one(settings: Settings, engine: Engine, uid: str, rank: int | None) -> int:
     """Queue one study, fetched from the PACS where that is needed and configured."""
     from pe_triage.app import requeue
+    from pe_triage.store.retrievals import Retrievals
 
     try:
-        return requeue(engine, uid, rank=rank)
+        # A part that is here of what was asked for is not to be taken for all of it.
+        if settings.retrieve_from is None or uid not in Retrievals(engine).unfinished():
+            return requeue(engine, uid, rank=rank)
     except (StudyNotFoundError, ImagesNotHeldError):
         if settings.retrieve_from is None:
             raise

@@ -31,7 +31,7 @@ def retention(
     aged = utc_now() - timedelta(seconds=max(table.images_days * DAY_S, table.settle_h * HOUR_S))
     doc = {
         "enabled": table.enabled and bool(settings.routes),
-        "free_mb": lowest_free(settings.data_dir, settings.spool_dir) >> 20,
+        "free_mb": lowest_free(settings.store_dir, settings.spool_dir) >> 20,
         "refused_below_mb": settings.min_free_mb,
         "low_free_mb": marks.low >> 20,
         "target_free_mb": marks.target >> 20,

@@ -42,4 +42,4 @@ def _document(
     from pe_triage.app import open_existing_database
     from pe_triage.store.documents import show as show_document
 
-    return show_document(open_existing_database(settings), what, settings.data_dir)
+    return show_document(open_existing_database(settings), what, settings.store_dir)

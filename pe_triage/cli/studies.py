@@ -45,7 +45,7 @@ def studies(
 
     engine = open_existing_database(settings)
     documents = worklist(
-        engine, settings.data_dir, limit=limit, since=parse_time(since) if since else None
+        engine, settings.store_dir, limit=limit, since=parse_time(since) if since else None
     )
     if as_json:
         click.echo(json.dumps(documents, indent=2, ensure_ascii=False))

@@ -61,6 +61,9 @@ GONE = "UNAVAILABLE"
 
 _PENDING = (0xFF00, 0xFF01)
 
+WILD = frozenset("*?\\")
+"""Characters by which one value matches several."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindRule:
@@ -233,6 +236,30 @@ class QueryScu:
         """
         days = f"{first:%Y%m%d}" if first == last else f"{first:%Y%m%d}-{last:%Y%m%d}"
         keys = {"StudyInstanceUID": "", "StudyDate": days, "ModalitiesInStudy": modality or ""}
+        with self._association() as association:
+            return self._read(_study, self._find(association, "STUDY", keys, STUDY_KEYS))
+
+    def studies_of(
+        self, identity: PatientIdentity, *, modality: str | None = None
+    ) -> tuple[PacsStudy, ...]:
+        """Studies that the peer finds for a Patient ID (0010,0020); it may find others' too.
+
+        Matching is the peer's (some ignore case, or the issuer), so the caller compares each.
+
+        Raises
+        ------
+        QueryUnavailableError, QueryRefusedError
+            No usable answer, or a Patient ID that cannot be asked for without matching others.
+        """
+        if not identity.patient_id or WILD & set(identity.patient_id):
+            # PS3.4 Section C.2.2.2: empty matches everybody, these match many.
+            raise QueryRefusedError("the Patient ID is empty or holds one of * ? \\")
+        keys = {
+            "StudyInstanceUID": "",
+            "PatientID": identity.patient_id,
+            "IssuerOfPatientID": "" if WILD & set(identity.issuer) else identity.issuer,
+            "ModalitiesInStudy": modality or "",
+        }
         with self._association() as association:
             return self._read(_study, self._find(association, "STUDY", keys, STUDY_KEYS))
 

@@ -57,6 +57,7 @@ def make_ahead(
     rules: EligibilityRules,
     data_dir: Path,
     min_free_bytes: int,
+    store_dir: Path | None = None,
 ) -> Ahead | None:
     """Let a worker work ahead; None, with an event that says why, where that is not possible.
 
@@ -81,8 +82,9 @@ def make_ahead(
         runtime=runtime,
         prepare=predictor.images,
         rules=rules,
-        data_dir=data_dir,
+        data_dir=store_dir or data_dir,
         min_free_bytes=min_free_bytes,
+        kept_in=data_dir,
     )
 
 
@@ -119,6 +121,8 @@ class Ahead:
         (slices, rows, columns) Hounsfield units to the encoder's images, as `Predictor.images`.
     min_free_bytes
         Nothing is kept while less than this is free: images come first.
+    kept_in
+        Directory whose free space that is; None: that of the images.
     """
 
     def __init__(
@@ -131,7 +135,9 @@ class Ahead:
         rules: EligibilityRules,
         data_dir: Path,
         min_free_bytes: int = 0,
+        kept_in: Path | None = None,
     ) -> None:
+        self._kept_in = kept_in or data_dir
         self._arriving = arriving
         self._recall = recall
         self._runtime = runtime
@@ -227,7 +233,7 @@ class Ahead:
         return encoded
 
     def _has_space(self) -> bool:
-        found = os.statvfs(self._data_dir)
+        found = os.statvfs(self._kept_in)
         return found.f_bavail * found.f_frsize >= self._min_free_bytes
 
     def _read(self, study_uid: str, study: _Study, images: int) -> bool:

@@ -31,6 +31,7 @@ from pe_triage.node.urgency import PlaceOf
 from pe_triage.receive.spool import EventRecord
 from pe_triage.store.engine import StoreUnavailableError
 from pe_triage.store.jobs import Closing, JobQueue, StudyChangedError
+from pe_triage.store.retrievals import Wanted, short_of
 from pe_triage.store.studies import StudyProgress, StudyStore
 from pe_triage.urgency import Place
 
@@ -111,6 +112,8 @@ class Assembler:
         Who can be asked how many images a study has; None: nobody.
     place_of
         Where a study stands in the queue.
+    retrieving
+        What an archive was asked to send here and has not come whole, by study.
     """
 
     def __init__(
@@ -126,7 +129,10 @@ class Assembler:
         senders: Mapping[str, SenderTable] | None = None,
         asking: Asking | None = None,
         place_of: PlaceOf = lambda _study_uid, _calling_aets: Place.ROUTINE,
+        retrieving: Callable[[], Mapping[str, Wanted]] = dict,
     ) -> None:
+        self._retrieving = retrieving
+        self._fetched: Mapping[str, Wanted] = {}
         self._studies = studies
         self._queue = queue
         self._data_dir = data_dir
@@ -171,6 +177,7 @@ class Assembler:
         if receiving:
             for association_id in self._associations.end_orphans(self._living_boots()):
                 self._log.warning("association.lost", association_id=association_id)
+            self._fetched = self._retrieving()
         open_uids = {study.study_uid for study in receiving}
         for gone in self._judged.keys() - open_uids:
             del self._judged[gone]
@@ -211,6 +218,10 @@ class Assembler:
         if missing == 0 and more_series and not any(s.verdict.eligible for s in judged.series):
             # A localizer that has come whole says nothing of the chest that is to follow.
             missing = None
+        short = short_of(self._fetched.get(study.study_uid, {}), judged.held)
+        if short:
+            # The archive told us before it began to send, and may be away by now.
+            missing = max(missing or 0, short)
         expected = None if missing is None else study.instances + missing
         decision = judge_completeness(
             Progress(

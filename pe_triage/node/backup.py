@@ -35,6 +35,8 @@ FOLDERS = (
 )
 UNFINISHED = (".part", ".tmp")
 NODE_ID = "node-id"
+STORE_ID = "store-id"
+"""File at the top of the store; the database knows the same id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +72,13 @@ def check_target(data_dir: Path, target: Path) -> None:
         `target` holds the backup of another node, or this data directory is not the node's: its
         file system is not mounted, say.
     """
-    there, here = _name(target / NODE_ID), _name(data_dir / NODE_ID)
-    if there is not None and there != here:
-        raise InputError(
-            f"{target} holds the backup of {there}; the data directory {data_dir} is "
-            f"{here or 'no node that ever ran'}: give another directory, or mount the right one"
-        )
+    for name in (NODE_ID, STORE_ID):
+        there, here = _name(target / name), _name(data_dir / name)
+        if there is not None and there != here:
+            raise InputError(
+                f"{target} holds the backup of {there}; the data directory {data_dir} is "
+                f"{here or 'no node that ever ran'}: give another directory, or mount the right one"
+            )
 
 
 @contextmanager
@@ -130,8 +133,9 @@ def copy_files(
                 if outcome:
                     folders.update(target / parent for parent in relative.parents)
                 copied, unchanged = copied + (outcome is True), unchanged + (outcome is False)
-        if (source / NODE_ID).is_file():
-            _copy(source / NODE_ID, target / NODE_ID)
+        for name in (NODE_ID, STORE_ID):
+            if (source / name).is_file():
+                _copy(source / name, target / name)
         for folder_written in sorted(folders):
             _sync(folder_written)
         publish()

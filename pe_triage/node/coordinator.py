@@ -29,6 +29,8 @@ LONGEST_DELIVERY_WAIT_S = MAX_RETRY_AFTER_S + MAX_DELAY_S
 CLEAN_EVERY_S = 3600.0
 ABANDONED_AFTER_S = 6 * 3600.0
 """Age at which a temporary file in the spool belongs to no transfer any more."""
+FORGOTTEN_AFTER_S = 24 * 3600.0
+"""Age at which it is forgotten what a receiver of a host that is gone has announced."""
 
 Timer = tuple[str, Callable[[], object], float]
 """Name, what is called, seconds between two calls."""
@@ -37,7 +39,17 @@ Loop = tuple[str, Callable[[threading.Event], None]]
 
 
 class Coordinator:
-    """Indexes in its own loop; everything periodic runs on APScheduler's timers."""
+    """Indexes in its own loop; everything periodic runs on APScheduler's timers.
+
+    Parameters
+    ----------
+    living_boots
+        See `Spool.living_boots`.
+    hosts
+        Those that live; None where there is only one.
+    leading
+        Whether it is this process that coordinates, and not another host's.
+    """
 
     def __init__(
         self,
@@ -51,7 +63,13 @@ class Coordinator:
         longest_lease_s: float = LONGEST_LEASE_S,
         timers: Sequence[Timer] = (),
         loops: Sequence[Loop] = (),
+        living_boots: Callable[[], frozenset[str]] | None = None,
+        hosts: Callable[[], frozenset[str]] | None = None,
+        leading: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._living_boots = living_boots or spool.living_boots
+        self._hosts = hosts
+        self._leading = leading
         self._indexer = indexer
         self._assembler = assembler
         self._spool = spool
@@ -96,6 +114,8 @@ class Coordinator:
                 thread.join(5.0)
 
     def _index(self) -> int:
+        if not self._leading():
+            return 0
         try:
             return self._indexer.step()
         except Exception as error:  # noqa: BLE001 - what is in the journal stays there
@@ -104,6 +124,8 @@ class Coordinator:
 
     def _guarded(self, name: str, function: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
+            if not self._leading():
+                return
             try:
                 function()
             except Exception as error:  # noqa: BLE001 - a timer must fire again
@@ -124,7 +146,9 @@ class Coordinator:
 
     def _clean(self) -> None:
         removed = self._spool.clean_temporary(
-            older_than_s=ABANDONED_AFTER_S, living=self._spool.living_boots()
+            older_than_s=ABANDONED_AFTER_S, living=self._living_boots()
         )
+        if self._hosts is not None:
+            self._spool.forget_receivers(self._hosts(), older_than_s=FORGOTTEN_AFTER_S)
         if removed:
             self._log.info("spool.cleaned", files=removed)

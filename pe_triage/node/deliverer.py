@@ -25,6 +25,7 @@ from pe_triage.node.pacs_identity import (
 )
 from pe_triage.routing import MESSAGE_KINDS
 from pe_triage.store.engine import StoreUnavailableError
+from pe_triage.store.notices import Bell, Looking
 from pe_triage.store.outbox import Outbox
 from pe_triage.store.studies import StudyStore
 
@@ -61,6 +62,10 @@ class Deliverer:
     follow
         Makes the results of a study again whose patient the PACS has corrected; None: a person
         decides.
+    bell
+        Rings when something is to be delivered; None: it looks every `poll_s`.
+    leading
+        Whether it is this process that delivers, and not another host's.
     """
 
     def __init__(
@@ -75,12 +80,15 @@ class Deliverer:
         pacs_identity: PacsIdentity | None = None,
         person_of: Callable[[str], Person] | None = None,
         follow: Callable[[str], tuple[Remade, str]] | None = None,
+        bell: Bell | None = None,
+        leading: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._leading = leading
         self._name = name
         self._outbox = outbox
         self._studies = studies
         self._send = send
-        self._poll_s = poll_s
+        self._bell = bell or Looking(poll_s)
         self._jitter = jitter
         self._pacs_identity = pacs_identity
         self._person_of = person_of
@@ -92,14 +100,15 @@ class Deliverer:
     def run(self, stop: threading.Event) -> None:
         """Deliver until `stop`."""
         while not stop.is_set():
+            heard = self._bell.heard()
             try:
-                busy = self.step(stop)
+                if not self._leading():
+                    stop.wait(1.0)
+                elif not self.step(stop):
+                    self._bell.wait(stop, heard, lambda: self._outbox.next_due_s(self._name))
             except Exception as error:  # noqa: BLE001 - the thread must outlive a bad moment
                 self._log.error("delivery.loop_failed", error=f"{type(error).__name__}: {error}")
                 stop.wait(2.0)
-                continue
-            if not busy:
-                stop.wait(self._poll_s)
 
     def step(self, stop: threading.Event | None = None) -> bool:
         """Send one batch, most urgent first; False where nothing is due."""

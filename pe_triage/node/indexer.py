@@ -8,6 +8,7 @@ finds either nothing to do or the same work again, and doing it again changes no
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from pe_triage.errors import InvalidInstanceError
 from pe_triage.imaging.facts import facts_to_json, read_instance
 from pe_triage.logs import get_logger
 from pe_triage.node.assembler import Assembler
+from pe_triage.node.leadership import NotLeadingError
 from pe_triage.node.roles import role_of
 from pe_triage.receive.spool import Entry, Filed, Spool
 from pe_triage.store.quarantine import Quarantine
@@ -46,6 +48,10 @@ class Indexer:
     ----------
     guard
         Held during each step: nobody deletes indexed files meanwhile (`node.retention`).
+    lag_s
+        So late a directory may show what another host has put there; 0 on a local disk.
+    leading
+        Asked before the one act that would harm were another indexing too.
     """
 
     def __init__(
@@ -57,7 +63,11 @@ class Indexer:
         assembler: Assembler,
         data_dir: Path,
         guard: AbstractContextManager[object] | None = None,
+        lag_s: float = 0.0,
+        leading: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._lag_s = lag_s
+        self._leading = leading
         self._guard = guard or nullcontext()
         self._spool = spool
         self._studies = studies
@@ -94,7 +104,7 @@ class Indexer:
         self._record(pending)
         if len(entries) <= BATCH:
             # Whatever was acknowledged before `started_s` is in the database now.
-            self._assembler.note_drained(started_s)
+            self._assembler.note_drained(started_s - self._lag_s)
         return min(len(entries), BATCH)
 
     def _take_event(self, entry: Entry) -> None:
@@ -143,6 +153,8 @@ class Indexer:
             pending.clear()
             filed = self._spool.file_away(entry.path, final)
         if filed is Filed.DIFFERENT and not self._is_held(instance):
+            if not self._leading():
+                raise NotLeadingError("another host may be indexing")
             # Left by a crash between link and commit of an object that was then refused.
             orphan = self._spool.set_aside(final, "orphan")
             self._quarantine.add(

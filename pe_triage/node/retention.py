@@ -82,6 +82,8 @@ class Retention:
         Where it is said that nothing can be removed; None: nowhere but in the log.
     free
         Asks for free bytes.
+    leading
+        Asked before each file, where several hosts share them.
     """
 
     def __init__(
@@ -99,7 +101,9 @@ class Retention:
         free: Callable[[Path], int] = free_bytes,
         budget_s: float = BUDGET_S,
         monotonic: Callable[[], float] = time.monotonic,
+        leading: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._leading = leading
         self._store = store
         self._spool = spool
         self._data_dir = data_dir
@@ -265,6 +269,8 @@ class Retention:
             path = self._data_dir / name
             if not path.is_relative_to(inside) or ".." in path.parts:
                 self._log.error("retention.foreign_path", file=path.name)
+                return False
+            if not self._leading():
                 return False
             try:
                 os.unlink(path)  # noqa: PTH108 - as in `receive.files`

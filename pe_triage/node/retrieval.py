@@ -3,8 +3,9 @@
 What the archive has is asked for first, instance by instance (C-FIND), and only when all of it is
 in the database is the study queued: the archive's own "success" is not believed, and a part is
 never queued here for the whole. By C-GET a part does not even enter the spool. By C-MOVE it does,
-as anything that is sent here; the node then knows from the same archive how much is missing and
-says so in the answer, if it has to give one.
+as anything that is sent here; what was to come is written down before it is asked for
+(`store.retrievals`), so the node knows how much is missing, whatever becomes of the archive and of
+this command, and says so in the answer, if it has to give one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pe_triage.errors import (
 )
 from pe_triage.identity import same_patient
 from pe_triage.logs import get_logger
+from pe_triage.store.retrievals import Retrievals
 from pe_triage.store.studies import StudyStore
 
 CT_CLASSES = (
@@ -76,6 +78,15 @@ class Wanted:
     def uids(self) -> frozenset[str]:
         """Every SOP Instance UID."""
         return frozenset(uid for instances in self.series.values() for uid in instances)
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Series UID to its number of CT images; one of unstated class counts as an image."""
+        counts = {
+            uid: sum(c in CT_CLASSES or not c for c in instances.values())
+            for uid, instances in self.series.items()
+        }
+        return {uid: count for uid, count in counts.items() if count}
 
     @property
     def sop_classes(self) -> tuple[str, ...]:
@@ -148,6 +159,8 @@ class Retriever:
         By C-GET, and from there into the spool of the running node.
     scratch
         Directory for what is not whole yet.
+    retrievals
+        Where it is said what is to come by C-MOVE, before it comes.
     """
 
     def __init__(
@@ -162,6 +175,7 @@ class Retriever:
         get: Get | None = None,
         hand_over: HandOver | None = None,
         scratch: Path | None = None,
+        retrievals: Retrievals | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -174,6 +188,7 @@ class Retriever:
         self._get = get
         self._hand_over = hand_over
         self._scratch = scratch
+        self._retrievals = retrievals
         self._monotonic = monotonic
         self._sleep = sleep
         self._log = get_logger()
@@ -197,7 +212,7 @@ class Retriever:
             missing = self._missing(wanted)
             log = self._log.bind(study_uid=study_uid, instances=len(wanted.uids))
             if not missing:
-                log.info("retrieval.done")
+                self._end(wanted)
                 return len(wanted.uids)
             log.info("retrieval.started", missing=len(missing))
             if self._get is not None:
@@ -210,7 +225,15 @@ class Retriever:
             wanted = self._ask(study_uid)
         if self._missing(wanted):
             raise RetrievalLaterError(f"{study_uid}: the PACS is still receiving it")
+        self._end(wanted)
         return len(wanted.uids)
+
+    def _end(self, wanted: Wanted) -> None:
+        if self._retrievals is not None:
+            self._retrievals.end(wanted.study_uid)
+        self._log.info(
+            "retrieval.done", study_uid=wanted.study_uid, instances=len(wanted.uids)
+        )
 
     def _ask(self, study_uid: str) -> Wanted:
         try:
@@ -246,6 +269,8 @@ class Retriever:
         self, wanted: Wanted, missing: set[str], on_progress: Callable[[Progress], None]
     ) -> None:
         assert self._move is not None
+        if self._retrievals is not None:
+            self._retrievals.begin(wanted.study_uid, wanted.images)
         ended: Retrieved | None = None
         for _ in range(self._attempts):
             for part in parts_of(wanted.study_uid, wanted.series, missing):

@@ -42,6 +42,7 @@ from pe_triage.node.files import result_dir, to_received, write_messages, write_
 from pe_triage.routing import Route
 from pe_triage.store.engine import StoreUnavailableError
 from pe_triage.store.jobs import JobQueue, ResultRow
+from pe_triage.store.notices import Bell, Looking
 from pe_triage.store.studies import StudyStore
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class WorkerOptions:
     drain_s: float = 20.0
     """Seconds after a stop within which the running job must end or be handed back."""
     poll_s: float = 0.2
+    """How often to look for work where nothing rings."""
     retry_s: float = 10.0
     """First wait after a fault of the environment; it doubles up to `RETRY_MAX_S`."""
 
@@ -103,6 +105,8 @@ class Worker:
         Aware time written into results.
     ahead
         What to do while there is no job; None: nothing.
+    bell
+        Rings when a job waits; None: it looks every `WorkerOptions.poll_s`.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Worker:
         options: WorkerOptions,
         clock: Callable[[], datetime],
         ahead: Ahead | None = None,
+        bell: Bell | None = None,
     ) -> None:
         self._queue = queue
         self._studies = studies
@@ -123,6 +128,7 @@ class Worker:
         self._options = options
         self._clock = clock
         self._ahead = ahead
+        self._bell = bell or Looking(options.poll_s)
         self._log = get_logger(owner=options.owner)
 
     def run(self, stop: threading.Event) -> None:
@@ -138,16 +144,15 @@ class Worker:
 
     def _work(self, stop: threading.Event) -> None:
         while not stop.is_set():
+            heard = self._bell.heard()
             try:
-                worked = self.step(stop)
+                if not self.step(stop):
+                    self._bell.wait(stop, heard, self._queue.next_due_s)
             except DeviceFaultError:
                 raise
             except Exception as error:  # noqa: BLE001 - a database that is away must not end us
                 self._log.error("worker.queue_failed", error=one_line(error))
                 stop.wait(2.0)
-                continue
-            if not worked:
-                stop.wait(self._options.poll_s)
 
     def step(self, stop: threading.Event | None = None) -> bool:
         """Claim and run one job; False where none is waiting."""

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,6 +36,7 @@ _EVENT = ".event"
 _ENTRY = re.compile(r"(?P<boot>\d{13}[0-9a-f]{8})-(?P<association>\d{8})-(?P<sequence>\d{9})")
 DEAD_WAIT_S = 60.0
 """Age of a temporary file of a receiver that is gone: one that starts may not be announced yet."""
+_HOST_END = "_"
 _REASON = re.compile(r"[a-z0-9_-]{1,64}")
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
 
@@ -84,6 +85,11 @@ class EventRecord:
 def new_boot_id(now: datetime, token: bytes) -> str:
     """Name of one receiver process's life: sorts by start, unique by `token` (4 random bytes)."""
     return f"{int(now.timestamp() * 1000):013d}{token[:4].hex()}"
+
+
+def receiver_name(host: str | None, receiver: str) -> str:
+    """Name for `Spool.announce`: unique also where several hosts share the spool."""
+    return receiver if host is None else f"{host}{_HOST_END}{receiver}"
 
 
 class Spool:
@@ -147,8 +153,14 @@ class Spool:
         """Say that `receiver` has ended for good: a command that stored something, and is done."""
         (self._receivers / receiver).unlink(missing_ok=True)
 
-    def living_boots(self) -> frozenset[str]:
+    def living_boots(self, hosts: Collection[str] | None = None) -> frozenset[str]:
         """Boot ids that `announce` last gave for each receiver.
+
+        Parameters
+        ----------
+        hosts
+            Those that live, where several share the spool: a receiver's name then begins with its
+            host's (`receiver_name`), and one whose host is gone does not count.
 
         Raises
         ------
@@ -159,10 +171,36 @@ class Spool:
             return frozenset(
                 path.read_text(encoding="ascii")
                 for path in self._receivers.iterdir()
-                if path.suffix != _TEMPORARY
+                if path.suffix != _TEMPORARY and self._lives(path.name, hosts)
             )
         except (OSError, UnicodeDecodeError) as error:
             raise SpoolError(f"cannot read the spool: {type(error).__name__}") from error
+
+    @staticmethod
+    def _lives(receiver: str, hosts: Collection[str] | None) -> bool:
+        host, of_host, _ = receiver.partition(_HOST_END)
+        return hosts is None or not of_host or host in hosts
+
+    def forget_receivers(self, hosts: Collection[str], *, older_than_s: float) -> None:
+        """Remove what receivers of hosts that are gone have announced so long ago."""
+        before_s = self.now_s() - older_than_s
+        for path in self._receivers.iterdir():
+            with suppress(FileNotFoundError):
+                if not self._lives(path.name, hosts) and path.stat().st_mtime < before_s:
+                    path.unlink()
+
+    def now_s(self) -> float:
+        """Seconds since the epoch on the clock by which the file system dates files."""
+        probe = self.root / f"clock-{self.boot_id}{_TEMPORARY}"
+        try:
+            probe.write_bytes(b"")
+            try:
+                return probe.stat().st_mtime
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError:
+            # No room for a name, say: this machine's clock must do.
+            return time.time()
 
     def store(self, parts: Sequence[Buffer], *, association: int, sequence: int) -> Path:
         """Make one instance durable.
@@ -256,7 +294,7 @@ class Spool:
         int
             How many files were removed.
         """
-        now_s = time.time()
+        now_s = self.now_s()
         removed = 0
         for directory, pattern in ((self.incoming, "*"), (self.studies, "*/*/*")):
             for path in directory.glob(pattern + _TEMPORARY):

@@ -40,6 +40,7 @@ from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
 from pe_triage.store.holding import HELD_BACK
 from pe_triage.store.jobs import CLOCK_SLACK_S, utc_now
+from pe_triage.store.notices import Topic, notify
 from pe_triage.store.outbox import COMMITMENT_ENDED, complete_job
 from pe_triage.store.recording import chunks
 
@@ -421,6 +422,8 @@ class CommitmentStore:
                 .where(schema.jobs.c.job_id == delivery.job_id)
                 .values(delivered_at=None)
             )
+        if remedy is Remedy.REDELIVER:
+            notify(connection, Topic.DELIVERIES)
         return remedy
 
     # ------------------------------------------------------------------ looking

@@ -14,6 +14,7 @@ from pe_triage.domain import DeliveryState, Job, Outcome, Priority, ResultKind, 
 from pe_triage.routing import MESSAGE_KINDS, Route, plan_deliveries
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now
+from pe_triage.store.notices import Topic, notify
 from pe_triage.store.schema import NO_URGENCY, URGENCY
 
 ANSWERS = frozenset({StudyState.DONE, StudyState.NOT_EVALUATED})
@@ -83,6 +84,9 @@ def end_run(
     connection.execute(
         update(studies).where(studies.c.study_uid == job.study_uid).values(**changes)
     )
+    if study.run != job.run:
+        # A newer run has waited for this one to end.
+        notify(connection, Topic.JOBS)
 
 
 def write_results(
@@ -144,6 +148,7 @@ def write_results(
             for ordinal, destination in plan
         ],
     )
+    notify(connection, Topic.DELIVERIES)
 
 
 def withdraw_messages(connection: Connection, job: Job) -> None:

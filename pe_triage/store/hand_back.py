@@ -30,6 +30,7 @@ from pe_triage.errors import LeaseLostError
 from pe_triage.store import schema
 from pe_triage.store.engine import StoreUnavailableError, db_now, read, write
 from pe_triage.store.finishing import end_run
+from pe_triage.store.notices import Topic, notify
 from pe_triage.store.runs import QUEUED, RUNNING, job_of, lock_study
 
 CLOCK_SLACK_S = 5.0
@@ -125,6 +126,7 @@ def give_back(
     if delay_s is not None:
         values["available_at"] = db_now() + delay_s
     connection.execute(update(_jobs).where(_jobs.c.job_id == row.job_id).values(**values))
+    notify(connection, Topic.JOBS)
     return StudyState.QUEUED
 
 
@@ -209,4 +211,10 @@ def unfreeze(engine: Engine, *, longest_wait_s: float, longest_lease_s: float) -
         ]
     if not any(found):
         return 0
-    return write(engine, lambda c: len(c.execute(waiting).all()) + len(c.execute(held).all()))
+
+    def work(connection: Connection) -> int:
+        freed = len(connection.execute(waiting).all())
+        notify(connection, Topic.JOBS)
+        return freed + len(connection.execute(held).all())
+
+    return write(engine, work)

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Select, select, update
 from pe_triage.domain import DeliveryState
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now
+from pe_triage.store.notices import Topic, notify
 
 HELD_BACK = "not sent: the study's patient is in doubt, see pe-triage quarantine list"
 
@@ -41,6 +42,7 @@ def send_held(connection: Connection, study_uid: str) -> None:
             queued_at=db_now(),
         )
     )
+    notify(connection, Topic.DELIVERIES)
 
 
 def _jobs_of(study_uid: str) -> Select[tuple[int]]:

@@ -454,6 +454,15 @@ class JobQueue:
                 for row in connection.execute(statement)
             ]
 
+    def next_due_s(self) -> float | None:
+        """Seconds until a job that waits for its next attempt may be claimed; None: none waits."""
+        statement = select(func.min(_jobs.c.available_at) - db_now()).where(
+            _jobs.c.state == QUEUED, _jobs.c.available_at > db_now()
+        )
+        with self._outage.noticing(), read(self._engine) as connection:
+            seconds = connection.execute(statement).scalar_one()
+        return None if seconds is None else max(0.0, float(seconds))
+
     def pending(self) -> QueueDepth:
         """Jobs that have not ended, for draining and for scaling."""
         statement = (

@@ -13,13 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, case, exists, func, select, true, update
+from sqlalchemy import Connection, Engine, Row, Update, case, exists, func, select, true, update
 
 from pe_triage.domain import Delivery, DeliveryState, ResultKind
 from pe_triage.routing import MESSAGE_KINDS
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
 from pe_triage.store.jobs import CLOCK_SLACK_S, utc_now
+from pe_triage.store.notices import Topic, notify
 
 PENDING = DeliveryState.PENDING
 SENT = DeliveryState.SENT
@@ -256,7 +257,7 @@ class Outbox:
             .values(next_attempt_at=db_now())
             .returning(deliveries.c.delivery_id)
         )
-        return write(self._engine, lambda c: len(c.execute(statement).all()))
+        return write(self._engine, lambda c: _made_due(c, statement))
 
     def unfreeze(self, *, longest_wait_s: float) -> int:
         """Make due what a clock set backwards has put out of reach. Returns how many.
@@ -281,7 +282,7 @@ class Outbox:
             .values(next_attempt_at=now, queued_at=now)
             .returning(deliveries.c.delivery_id)
         )
-        return write(self._engine, lambda c: len(c.execute(statement).all()))
+        return write(self._engine, lambda c: _made_due(c, statement))
 
     def undelivered(self) -> list[Undelivered]:
         """What no destination has taken yet, waiting or parked, by destination, oldest first."""
@@ -372,7 +373,7 @@ class Outbox:
             )
             .returning(deliveries.c.delivery_id)
         )
-        return write(self._engine, lambda c: len(c.execute(statement).all()))
+        return write(self._engine, lambda c: _made_due(c, statement))
 
     def _commitment(
         self, destination: str, was: DeliveryState, state: DeliveryState
@@ -421,6 +422,14 @@ def complete_job(connection: Connection, job_id: int, at: datetime) -> None:
         .where(jobs.c.job_id == job_id, jobs.c.delivered_at.is_(None), ~undelivered)
         .values(delivered_at=at)
     )
+
+
+def _made_due(connection: Connection, statement: Update) -> int:
+    """Run a statement that makes deliveries due; returns how many."""
+    made = len(connection.execute(statement).all())
+    if made:
+        notify(connection, Topic.DELIVERIES)
+    return made
 
 
 def _locked(connection: Connection, delivery_id: int) -> Row[Any]:

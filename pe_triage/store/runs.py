@@ -17,6 +17,7 @@ from pe_triage.errors import (
 )
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now
+from pe_triage.store.notices import Topic, notify
 from pe_triage.store.schema import NO_URGENCY, Rank
 from pe_triage.store.studies import manifest
 
@@ -260,6 +261,7 @@ def _add_run(
     ).scalar_one()
     _take_instances(connection, study.study_uid, run)
     _set_study(connection, study.study_uid, state=QUEUED, run=run)
+    notify(connection, Topic.JOBS)
     return Job(
         job_id=job_id,
         study_uid=study.study_uid,

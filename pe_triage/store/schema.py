@@ -467,3 +467,34 @@ quarantine = Table(
     Column("decided_why", SafeText),
     Index(None, "study_uid", "sop_instance_uid", "sha256"),
 )
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", SafeText, primary_key=True),
+    Column("owner", SafeText, nullable=False),
+    # Grows with each new holder: who finds another than its own has been replaced.
+    Column("token", Integer, nullable=False),
+    # Epoch seconds on the database's clock.
+    Column("held_until", Double, nullable=False),
+)
+"""What only one may do at a time, and which hosts live."""
+
+site_facts = Table(
+    "site_facts",
+    metadata,
+    Column("name", SafeText, primary_key=True),
+    Column("value", SafeText, nullable=False),
+)
+"""What holds for all hosts on this database; written once."""
+
+retrievals = Table(
+    "retrievals",
+    metadata,
+    # No foreign key: it may be the first that is heard of the study.
+    Column("study_uid", Uid, primary_key=True),
+    # CT series UID to the number of its images at the archive.
+    Column("wanted", StrictJson, nullable=False),
+    Column("begun_at", Double, nullable=False),
+)
+"""What was asked of an archive by C-MOVE and has not come whole yet."""

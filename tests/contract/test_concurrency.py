@@ -11,8 +11,11 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from pe_triage.domain import StudyState
 from pe_triage.errors import LeaseLostError
+from pe_triage.store.claim_order import claimable
 from pe_triage.store.engine import open_engine
 from pe_triage.store.jobs import JobQueue
 from tests.support.store import PACS, StoreUnderTest
@@ -170,6 +173,22 @@ def test_a_kill_at_any_moment_leaves_all_or_nothing(store: StoreUnderTest) -> No
         store.finish(job)
     due = store.outbox.due(PACS, 1000)
     assert len(due) == len({d.sop_instance_uid for d in due}) == 2 * len(jobs)
+
+
+def test_a_claim_under_way_holds_no_other_up(store: StoreUnderTest, backend: str) -> None:
+    """PostgreSQL: what another is taking at this moment is passed over, and not waited for."""
+    if backend != "postgresql":
+        pytest.skip("SQLite has one writer at a time")
+    jobs = [store.queued(f"1.2.826.0.1.{n}") for n in range(3)]
+    with store.engine.connect() as connection, connection.begin() as transaction:
+        taken = connection.execute(claimable(lock=True)).scalar_one()
+        assert taken == jobs[0].job_id
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(store.queue.claim, "w", 30.0).result(timeout=30)
+        assert other is not None
+        assert other.job_id == jobs[1].job_id
+        transaction.rollback()
+    assert store.claimed("w").job_id == jobs[0].job_id
 
 
 def test_engines_of_two_processes_see_each_other(store: StoreUnderTest) -> None:

@@ -227,3 +227,32 @@ def test_long_lists_are_asked_for_in_parts() -> None:
     parts = list(parts_of(STUDY, {"1.2.3": uids, "1.2.4": ["1.2.4.0"]}, set(uids[1:])))
     assert [len(part.sop_instance_uids) for part in parts] == [100, 100, 49]
     assert {part.identifier().QueryRetrieveLevel for part in parts} == {"IMAGE"}
+
+
+class Notes:
+    """What was written down, and how much had come then."""
+
+    def __init__(self, studies: Studies) -> None:
+        self.studies = studies
+        self.said: list[tuple[str, Any, int]] = []
+
+    def begin(self, study_uid: str, wanted: Any) -> None:
+        self.said.append(("begin", dict(wanted), len(self.studies.held)))
+
+    def end(self, study_uid: str) -> None:
+        self.said.append(("end", None, len(self.studies.held)))
+
+
+@pytest.mark.parametrize("but", [[], ["a.1"]])
+def test_what_is_to_come_is_written_down_before_it_is_asked_for(but: list[str]) -> None:
+    studies, archive = Studies(), Archive(a=("CT", 3), b=("CT", 1))
+    fetching = retriever(archive, studies, sends(studies, archive, but=but))
+    notes = fetching._retrievals = Notes(studies)  # type: ignore[assignment]
+    begun = ("begin", {"a": 3, "b": 1}, 0)
+    if but:
+        with pytest.raises(RetrievalError):
+            fetching.fetch(STUDY)
+        assert notes.said == [begun]
+    else:
+        fetching.fetch(STUDY)
+        assert notes.said == [begun, ("end", None, 4)]

@@ -1,0 +1,218 @@
+"""Whoever waits hears at once that there is work, and finds it also where nothing is heard."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, literal, text
+
+from pe_triage.domain import StudyState
+from pe_triage.node.deliverer import Deliverer
+from pe_triage.node.worker import Worker, WorkerOptions
+from pe_triage.store import notices
+from pe_triage.store.notices import Bell, Listener, Looking, Topic, listening, notify
+from tests.support.node import wait_for
+from tests.support.store import PACS, STUDY, StoreUnderTest
+
+NEVER_S = 3600.0
+
+
+@pytest.fixture
+def listener(
+    store: StoreUnderTest, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Listener]:
+    """A listener that looks by itself only while it cannot listen."""
+    if backend != "postgresql":
+        pytest.skip("SQLite has nothing to listen to")
+    monkeypatch.setattr(notices, "IDLE_LOOK_S", NEVER_S)
+    with Listener(store.engine, poll_s=0.05).running() as running:
+        wait_for(lambda: running.listening, 30, "listening")
+        yield running
+
+
+@contextmanager
+def waiting_worker(store: StoreUnderTest, bell: Bell) -> Iterator[None]:
+    """A worker in a thread, which ends each job that it finds."""
+    worker = Worker(
+        queue=store.queue,
+        studies=store.studies,
+        predictor=None,  # type: ignore[arg-type]
+        analysis=None,  # type: ignore[arg-type]
+        options=WorkerOptions(owner="w/", data_dir=store.data_dir, routes=(), lease_s=30.0),
+        clock=store.clock,
+        bell=bell,
+    )
+    worker._run_job = lambda job, heart, log: store.finish(job)  # type: ignore[method-assign]
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def counted(engine: Engine) -> Iterator[list[str]]:
+    """Statements that `engine` is asked to run."""
+    asked: list[str] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+def ended(store: StoreUnderTest, study_uid: str = STUDY) -> None:
+    wait_for(lambda: store.state(study_uid) is StudyState.DONE, 20, f"end of {study_uid}")
+
+
+def listening_backends(store: StoreUnderTest) -> list[int]:
+    with store.engine.connect() as connection:
+        return list(
+            connection.execute(
+                text("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN pe_triage%'")
+            ).scalars()
+        )
+
+
+def test_a_word_comes_with_the_commit_and_only_then(
+    store: StoreUnderTest, listener: Listener
+) -> None:
+    bell = listener.bell(Topic.JOBS)
+    heard = bell.heard()
+    with store.engine.connect() as connection:
+        with connection.begin() as transaction:
+            notify(connection, Topic.JOBS)
+            transaction.rollback()
+        with connection.begin():
+            notify(connection, Topic.DELIVERIES)
+    # What is sent later comes later: the first was not sent at all.
+    wait_for(lambda: listener.bell(Topic.DELIVERIES).heard() > 1, 20, "the word")
+    assert bell.heard() == heard
+    store.queued()
+    wait_for(lambda: bell.heard() > heard, 20, "the word")
+
+
+def test_a_waiting_worker_starts_and_an_idle_one_asks_nothing(
+    store: StoreUnderTest, listener: Listener
+) -> None:
+    with waiting_worker(store, listener.bell(Topic.JOBS)):
+        store.queued("1.2.3.1")
+        ended(store, "1.2.3.1")
+        with counted(store.engine) as asked:
+            # Long enough for the last look, and for several where it was polling.
+            threading.Event().wait(0.6)
+            asked.clear()
+            threading.Event().wait(0.6)
+            assert asked == []
+        store.queued("1.2.3.2")
+        ended(store, "1.2.3.2")
+
+
+def test_a_job_that_waits_for_its_time_is_found_then(
+    store: StoreUnderTest, listener: Listener
+) -> None:
+    store.queued()
+    store.queue.fail(store.claimed(), "broken", retry=True, delay_s=0.5)
+    with waiting_worker(store, listener.bell(Topic.JOBS)):
+        ended(store)
+
+
+def test_a_run_that_waited_for_an_earlier_one_is_found(
+    store: StoreUnderTest, listener: Listener
+) -> None:
+    store.queued()
+    first = store.claimed()
+    assert store.enqueue(forced=True) is not None
+    with waiting_worker(store, listener.bell(Topic.JOBS)):
+        wait_for(lambda: store.queue.next_due_s() is None, 5, "a look that finds nothing")
+        store.finish(first)
+        ended(store)
+
+
+def test_what_a_dead_worker_held_is_heard_of(store: StoreUnderTest, listener: Listener) -> None:
+    store.queued()
+    store.claimed("dead/")
+    with waiting_worker(store, listener.bell(Topic.JOBS)):
+        assert store.queue.release_owner("dead/") == 1
+        ended(store)
+
+
+def test_deliveries_ring_too(store: StoreUnderTest, listener: Listener) -> None:
+    took: list[int] = []
+
+    def send(batch: Any) -> Iterator[Any]:
+        took.extend(item.delivery_id for item in batch)
+        yield from ()
+
+    deliverer = Deliverer(
+        PACS,
+        outbox=store.outbox,
+        studies=store.studies,
+        send=send,
+        jitter=lambda: 0.5,
+        bell=listener.bell(Topic.DELIVERIES),
+    )
+    deliverer._is_for_its_patient = lambda _item: True  # type: ignore[method-assign]
+    stop = threading.Event()
+    thread = threading.Thread(target=deliverer.run, args=(stop,))
+    thread.start()
+    try:
+        threading.Event().wait(0.3)
+        store.queued()
+        store.finish(store.claimed())
+        wait_for(lambda: took, 20, "a delivery")
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+def test_a_lost_connection_loses_no_job(store: StoreUnderTest, listener: Listener) -> None:
+    with waiting_worker(store, listener.bell(Topic.JOBS)):
+        pids = listening_backends(store)
+        assert pids
+        with store.engine.begin() as connection:
+            for pid in pids:
+                connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        store.queued("1.2.3.1")
+        ended(store, "1.2.3.1")
+        wait_for(lambda: listener.listening and listening_backends(store), 30, "listening again")
+        assert set(listening_backends(store)).isdisjoint(pids)
+        store.queued("1.2.3.2")
+        ended(store, "1.2.3.2")
+
+
+def test_a_pooler_that_swallows_words_is_found_out(
+    store: StoreUnderTest, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend != "postgresql":
+        pytest.skip("SQLite has nothing to listen to")
+    monkeypatch.setattr(notices, "IDLE_LOOK_S", NEVER_S)
+    monkeypatch.setattr(notices, "PROBE_WAIT_S", 0.2)
+    swallowed = SimpleNamespace(pg_notify=lambda _channel, _word: literal(1))
+    monkeypatch.setattr(notices, "func", swallowed)
+    with Listener(store.engine, poll_s=0.05).running() as deaf:
+        with waiting_worker(store, deaf.bell(Topic.JOBS)):
+            store.queued()
+            ended(store)
+        assert not deaf.listening
+
+
+def test_sqlite_looks(store: StoreUnderTest, backend: str) -> None:
+    with listening(store.engine, poll_s=0.01) as bells:
+        assert isinstance(bells[Topic.JOBS], Looking) is (backend == "sqlite")
+        with waiting_worker(store, bells[Topic.JOBS]):
+            store.queued()
+            ended(store)
