@@ -14,7 +14,8 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -121,6 +122,10 @@ def load_predictor(settings: Settings) -> Predictor:
     return predictor
 
 
+Load = Callable[[Settings], "Predictor"]
+"""Brings the model that a worker answers with."""
+
+
 # ------------------------------------------------------------------ database
 
 
@@ -176,8 +181,13 @@ def requeue(engine: Engine, study_uid: str, *, rank: int | None) -> int:
 # ------------------------------------------------------------------ the node
 
 
-def run_node(settings: Settings) -> None:
+def run_node(settings: Settings, mains: Mains | None = None) -> None:
     """Run `serve` in the foreground until SIGTERM or SIGINT, then drain.
+
+    Parameters
+    ----------
+    mains
+        What its processes run; None: the node's own.
 
     Raises
     ------
@@ -216,7 +226,7 @@ def run_node(settings: Settings) -> None:
             return True
 
         supervisor = Supervisor(
-            _processes(settings, listener, node_id),
+            _processes(settings, listener, node_id, mains or Mains()),
             drain_s=settings.drain_s,
             on_death=lambda name, pid: _release(queue, owner_of(node_id, name, pid), log),
             on_stopped=lambda name, pid: _release(
@@ -235,7 +245,7 @@ def run_node(settings: Settings) -> None:
         log.info("node.stopped")
 
 
-def run_worker(settings: Settings) -> None:
+def run_worker(settings: Settings, load: Load = load_predictor) -> None:
     """Run one worker in the foreground on an existing database."""
     check_bundle(settings)
     engine = open_engine(settings.database_url)
@@ -245,7 +255,7 @@ def run_worker(settings: Settings) -> None:
         signal.signal(number, lambda *_: stop.set())
     owner = owner_of(f"worker-{uuid.uuid4().hex[:12]}", "worker", os.getpid())
     log = get_logger(owner=owner)
-    worker = _build_worker(settings, engine, owner)
+    worker = _build_worker(settings, engine, owner, load)
     log.info("worker.ready")
     try:
         worker.run(stop)
@@ -255,11 +265,13 @@ def run_worker(settings: Settings) -> None:
     log.info("worker.stopped")
 
 
-def _processes(settings: Settings, listener: socket.socket, node_id: str) -> list[ProcessSpec]:
+def _processes(
+    settings: Settings, listener: socket.socket, node_id: str, mains: Mains
+) -> list[ProcessSpec]:
     receivers = [
         ProcessSpec(
             name=f"receiver-{n}",
-            target=receiver_process,
+            target=mains.receiver,
             args=(settings, f"receiver-{n}", listener),
             stop_order=0,
         )
@@ -268,7 +280,7 @@ def _processes(settings: Settings, listener: socket.socket, node_id: str) -> lis
     workers = [
         ProcessSpec(
             name=f"worker-{n}",
-            target=worker_process,
+            target=mains.worker,
             args=(settings, node_id, f"worker-{n}"),
             stop_order=1,
             awaited=False,
@@ -276,7 +288,7 @@ def _processes(settings: Settings, listener: socket.socket, node_id: str) -> lis
         for n in range(1, settings.workers + 1)
     ]
     coordinator = ProcessSpec(
-        name="coordinator", target=coordinator_process, args=(settings,), stop_order=2
+        name="coordinator", target=mains.coordinator, args=(settings,), stop_order=2
     )
     return [coordinator, *workers, *receivers]
 
@@ -337,11 +349,17 @@ def receiver_process(
         )
 
 
-def worker_process(settings: Settings, node_id: str, name: str, connection: Connection) -> None:
-    """Main of a worker process: the only kind that imports torch."""
+def worker_process(
+    settings: Settings,
+    node_id: str,
+    name: str,
+    connection: Connection,
+    load: Load = load_predictor,
+) -> None:
+    """Main of a worker process: the only kind that imports torch, by `load`."""
     with _child(settings, connection) as link:
         engine = open_engine(settings.database_url)
-        worker = _build_worker(settings, engine, owner_of(node_id, name, os.getpid()))
+        worker = _build_worker(settings, engine, owner_of(node_id, name, os.getpid()), load)
         link.ready()
         worker.run(link.stop)
 
@@ -441,11 +459,24 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
         ).run(link.stop, on_ready=link.ready)
 
 
-def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Mains:
+    """What the processes of a node run: importable, since each is spawned by its name.
+
+    The node's own by default. A test gives others that call these with a part of their own, such
+    as a worker whose `load` needs no network.
+    """
+
+    receiver: Callable[..., None] = receiver_process
+    worker: Callable[..., None] = worker_process
+    coordinator: Callable[..., None] = coordinator_process
+
+
+def _build_worker(settings: Settings, engine: Engine, owner: str, load: Load) -> Any:
     from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
 
-    predictor = load_predictor(settings)
+    predictor = load(settings)
     analysis = analysis_options(settings)
     return Worker(
         queue=JobQueue(engine, max_attempts=settings.max_attempts),

@@ -1,0 +1,294 @@
+"""Kill -9 of each process: at a moment by chance, at a named event, at a system call."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.campaign.journal import Journal
+from tests.campaign.nodes import CampaignNode, Event, alive
+from tests.campaign.session import Session
+from tests.support.node import wait_for
+from tests.support.peers import find_program
+
+CHILDREN = ("receiver-1", "worker-1", "coordinator")
+STEPS = {
+    "receiver-1": ("association.opened", "association.released", "process.ready"),
+    "worker-1": ("job.claimed", "study.evaluated", "job.finished", "process.ready"),
+    "coordinator": ("instances.indexed", "study.complete", "delivery.ended", "process.ready"),
+    "supervisor": ("process.started", "process.ready", "process.died", "job.claimed"),
+}
+CALLS = {
+    "receiver-1": ("openat", "writev", "fsync", "rename", "close", "sendto", "recvfrom", "accept4"),
+    "worker-1": ("openat", "write", "fsync", "rename", "pwrite64", "fdatasync", "unlink", "mkdir"),
+    "coordinator": (
+        *("openat", "link", "unlink", "fsync", "fdatasync", "pwrite64", "sendto"),
+        *("connect", "mkdir", "recvfrom", "getdents64"),
+    ),
+    "supervisor": (
+        *("openat", "pwrite64", "fdatasync", "fsync", "unlink", "listen", "bind", "vfork"),
+        *("pipe2", "sendmsg", "flock", "wait4", "poll", "write"),
+    ),
+}
+"""System calls on entering which a process is killed; ``strace`` counts each thread's own."""
+LAST_CALL = 6
+FIRE_S = 15.0
+WORK_EVENT = {
+    "receiver-1": ("association.opened",),
+    "worker-1": ("job.claimed",),
+    "coordinator": ("instances.indexed", "delivery.ended"),
+}
+RESUME_S = 90.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Where to kill."""
+
+    process: str
+    how: str
+    """``moment``, ``event:NAME`` or ``call:NAME:N``."""
+
+
+def choose(rng: random.Random, process: str, *, strace: bool = True) -> Point:
+    """One point by chance."""
+    kinds = ["moment", "event", "call", "call"] if strace else ["moment", "event"]
+    how = rng.choice(kinds)
+    if how == "event":
+        how = f"event:{rng.choice(STEPS[process])}"
+    elif how == "call":
+        how = f"call:{rng.choice(CALLS[process])}:{rng.randint(1, LAST_CALL)}"
+    return Point(process=process, how=how)
+
+
+def kill_at(node: CampaignNode, point: Point, pid: int, rng: random.Random) -> float | None:
+    """Kill `pid` there; when it died, or None where the point was not reached in time."""
+    how, _, what = point.how.partition(":")
+    if how == "moment":
+        time.sleep(rng.uniform(0.0, 1.5))
+        return _kill(pid)
+    if how == "event":
+        return _kill_at_event(node, point.process, what, pid, rng)
+    name, _, when = what.partition(":")
+    return _kill_at_call(pid, name, int(when))
+
+
+def _kill(pid: int) -> float | None:
+    if not alive(pid):
+        return None
+    os.kill(pid, signal.SIGKILL)
+    return time.monotonic()
+
+
+def _kill_at_event(
+    node: CampaignNode, process: str, name: str, pid: int, rng: random.Random
+) -> float | None:
+    reached = threading.Event()
+    delay_s = rng.choice([0.0, 0.0, rng.uniform(0.0, 0.03)])
+
+    def listen(event: Event) -> None:
+        if event.get("event") == name and not reached.is_set():
+            if delay_s:
+                time.sleep(delay_s)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            reached.set()
+
+    with node.listening(listen):
+        if not reached.wait(FIRE_S):
+            # Such as the event of a start, which comes only when another process has died.
+            return _kill(pid) if process == "supervisor" else None
+    return time.monotonic()
+
+
+def strace_of(name: str, when: int) -> list[str]:
+    """Command that kills on entering the `when`-th call `name` of a thread."""
+    program = find_program("strace")
+    assert program is not None
+    return [program, "-qq", "-o", "/dev/null", "-e", f"trace={name}",
+            "-e", f"inject={name}:signal=KILL:when={when}"]  # fmt: skip
+
+
+def _kill_at_call(pid: int, name: str, when: int) -> float | None:
+    command = [*strace_of(name, when), "-f", "-p", str(pid)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as tracer:
+        until = time.monotonic() + FIRE_S
+        while time.monotonic() < until and alive(pid) and tracer.poll() is None:
+            time.sleep(0.02)
+        died = time.monotonic() if not alive(pid) else None
+        if tracer.poll() is None:
+            tracer.send_signal(signal.SIGINT)
+            try:
+                tracer.wait(5)
+            except subprocess.TimeoutExpired:
+                tracer.kill()
+    return died
+
+
+def resumed(session: Session, process: str, died_s: float) -> float | None:
+    """Seconds from the death until a new process of that name did its work; None: it never did.
+
+    Work that waits for nothing but the process: for a receiver an instance answered 0000, for a
+    worker a job claimed, for a coordinator an instance indexed or a result delivered.
+    """
+    until = time.monotonic() + RESUME_S
+    ready_s: float | None = None
+    while time.monotonic() < until:
+        if ready_s is None:
+            ready = [
+                when
+                for when, event in session.node.events_since(died_s, "process.ready")
+                if event.get("process") == process
+            ]
+            ready_s = ready[0] if ready else None
+        elif process == "receiver-1":
+            if session.scanner.last_ack_s > ready_s:
+                first = min(s for s in list(session.scanner.acked.values()) if s > ready_s)
+                return first - died_s
+        else:
+            work = session.node.events_since(ready_s, *WORK_EVENT[process])
+            if work:
+                return work[0][0] - died_s
+        time.sleep(0.05)
+    return None
+
+
+def restart(session: Session, died_s: float, pids: list[int]) -> tuple[float, list[str]]:
+    """Start a node whose supervisor is dead; (recovery, orphans as violations)."""
+    node = session.node
+    gone = node.wait_gone(pids)
+    node.kill()
+    node.start()
+    wait_for(lambda: session.scanner.last_ack_s > died_s, 120, "an answer after a restart")
+    return session.scanner.last_ack_s - died_s, [] if gone else ["a process outlived its supervisor"]
+
+
+def start_and_be_killed(session: Session, rng: random.Random) -> dict[str, Any]:
+    """Start the supervisor so that it is killed at a system call of its start."""
+    name = rng.choice([n for n in CALLS["supervisor"] if n not in ("poll", "wait4")])
+    when = rng.randint(1, 12)
+    tracers: list[subprocess.Popen[bytes]] = []
+
+    def attach(pid: int) -> None:
+        command = [*strace_of(name, when), "-p", str(pid)]
+        tracers.append(
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
+        wait_for(lambda: _traced(pid), 30, "strace is attached")
+
+    started = session.node.start(attach=attach)
+    fired = not started
+    if started:
+        tracers[0].send_signal(signal.SIGINT)
+    pids = session.node.pids()
+    _wait_for_tracer(tracers[0])
+    session.node.kill()
+    orphan = not session.node.wait_gone(pids)
+    trial: dict[str, Any] = {"process": "supervisor", "how": f"call:{name}:{when}", "fired": fired}
+    return trial | ({"orphan": True} if orphan else {})
+
+
+def _traced(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    return "TracerPid:\t0" not in status
+
+
+def _wait_for_tracer(tracer: subprocess.Popen[bytes]) -> None:
+    try:
+        tracer.wait(10)
+    except subprocess.TimeoutExpired:
+        tracer.kill()
+        tracer.wait(10)
+
+
+def session_of_kills(
+    folder: Path,
+    number: int,
+    journal: Journal,
+    *,
+    forked: bool = True,
+    starts: int = 3,
+    halves: int = 2,
+    children: int = 8,
+) -> list[str]:
+    """Kill at the start, then each process in turn and the supervisor; check; write all down.
+
+    Parameters
+    ----------
+    starts
+        Kills of the supervisor while it starts.
+    halves, children
+        Lives of the node, and kills of its other processes in each; a supervisor's death lies
+        between two lives.
+    """
+    rng = random.Random(number)
+    home = folder / f"kills-{number}"
+    shutil.rmtree(home, ignore_errors=True)
+    late: list[str] = []
+    trials: list[dict[str, Any]] = []
+    with Session(home, number, forked=forked) as session:
+        if forked and find_program("strace"):
+            trials += [start_and_be_killed(session, rng) for _ in range(starts)]
+        session.node.start()
+        with session.streaming():
+            for half in range(halves):
+                for turn in range(children):
+                    trials.append(_one(session, CHILDREN[turn % 3], rng, late))
+                if half < halves - 1:
+                    trials.append(_one(session, "supervisor", rng, late))
+        found = [*late, *session.check()]
+        figures = session.figures()
+        report(home, session, found)
+    for n, trial in enumerate(trials):
+        last = n == len(trials) - 1
+        start = "fork" if forked else "spawn"
+        result = {"violations": found, **figures} if last else {}
+        journal.add(kind="kill", session=number, start=start, **trial, **result)
+    return found
+
+
+def report(home: Path, session: Session, found: list[str]) -> None:
+    """Keep the node's folder where something was found, and throw it away otherwise."""
+    session.node.close()
+    if not found:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _one(session: Session, process: str, rng: random.Random, late: list[str]) -> dict[str, Any]:
+    node = session.node
+    point = choose(rng, process, strace=find_program("strace") is not None)
+    pid, pids = node.pid_of(process), node.pids()
+    died_s = kill_at(node, point, pid, rng)
+    trial: dict[str, Any] = {
+        "process": process.removesuffix("-1"),
+        "how": point.how,
+        "fired": died_s is not None,
+    }
+    if died_s is None:
+        return trial
+    recovered_s: float | None
+    if process == "supervisor":
+        recovered_s, orphans = restart(session, died_s, pids)
+        late += orphans
+    else:
+        recovered_s = resumed(session, process, died_s)
+        waits = [e.get("restart_in_s", 0.0) for _, e in node.events_since(died_s, "process.died")]
+        if waits:
+            trial["waited_s"] = waits[0]
+    if recovered_s is None:
+        late.append(f"{process} did not work again within {RESUME_S:g} s after {point.how}")
+    else:
+        trial["recovered_s"] = round(recovered_s, 2)
+    return trial
