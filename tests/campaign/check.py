@@ -31,7 +31,10 @@ ENDS = frozenset(state.value for state in TERMINAL_STATES)
 SENT = frozenset({"SENT", "WARNING", "COMMITTED"})
 KINDS = ("NARRATIVE", "SR")
 """Objects of one run under the campaign's configuration."""
-REPORT_CLASSES = {"SR": "1.2.840.10008.5.1.4.1.1.88.34", "NARRATIVE": "1.2.840.10008.5.1.4.1.1.88.22"}
+REPORT_CLASSES = {
+    "SR": "1.2.840.10008.5.1.4.1.1.88.34",
+    "NARRATIVE": "1.2.840.10008.5.1.4.1.1.88.22",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +86,7 @@ def held_in(engine: Engine, data_dir: Path) -> Held:
                 )
             ).all(),
             results=c.execute(
-                select(
-                    results.c.job_id, results.c.kind, results.c.sop_instance_uid, results.c.path
-                )
+                select(results.c.job_id, results.c.kind, results.c.sop_instance_uid, results.c.path)
             ).all(),
             deliveries=c.execute(
                 select(deliveries.c.job_id, deliveries.c.destination, deliveries.c.state)
@@ -98,7 +99,7 @@ def dataset_digest(path: Path) -> str | None:
     try:
         offset = dataset_offset(path)
         return hashlib.sha256(path.read_bytes()[offset:]).hexdigest()
-    except Exception:  # noqa: BLE001 - whatever is wrong with the file, it is not what was sent
+    except Exception:
         return None
 
 
@@ -227,7 +228,9 @@ def _at_the_pacs(seen: Seen) -> list[str]:
         for arrival in arrivals[:1]:
             found += _of_its_study(arrival, study_uid, seen.sent.get(study_uid))
     # Counted at the PACS alone, whatever the node believes: one report for each run that ended.
-    counts = Counter((a.study_uid, a.sop_class_uid) for a in {u: x[0] for u, x in by_uid.items()}.values())
+    counts = Counter(
+        (a.study_uid, a.sop_class_uid) for a in {u: x[0] for u, x in by_uid.items()}.values()
+    )
     done = Counter(job.study_uid for job in jobs.values() if job.state == "DONE")
     for study_uid in {*done, *(uid for uid, _ in counts)}:
         for kind, class_uid in REPORT_CLASSES.items():
@@ -256,7 +259,10 @@ def _of_its_study(arrival: Arrival, study_uid: str, study: SentStudy | None) -> 
 def answers(arrivals: Sequence[Arrival], study: SentStudy) -> bool:
     """Whether the PACS holds the answer that the stand-in gives on the whole study."""
     return any(
-        any(abs(number - study.probability) < 1e-3 or abs(number - 100 * study.probability) < 0.1 for number in a.numbers)
+        any(
+            abs(number - study.probability) < 1e-3 or abs(number - 100 * study.probability) < 0.1
+            for number in a.numbers
+        )
         for a in arrivals
         if a.study_uid == study.study_uid
     )

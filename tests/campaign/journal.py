@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.first = 1
         path.parent.mkdir(parents=True, exist_ok=True)
         self.trials: list[Trial] = list(self._read())
 
@@ -39,20 +41,38 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
+    def add_session(
+        self,
+        kind: str,
+        session: int,
+        trials: Sequence[Trial],
+        violations: Sequence[str],
+        figures: Mapping[str, int],
+        home: Path,
+    ) -> list[str]:
+        """Write down what one session tried, with what its check found at the last of it.
+
+        The session's folder is kept where something was found, and thrown away otherwise.
+        """
+        for number, trial in enumerate(trials, 1):
+            last = {"violations": list(violations), **figures} if number == len(trials) else {}
+            self.add(kind=kind, session=session, **trial, **last)
+        if not violations:
+            shutil.rmtree(home, ignore_errors=True)
+        return list(violations)
+
     @property
     def sessions(self) -> int:
         """Number that the next session takes: never one that was used."""
-        return 1 + max((int(t.get("session", 0)) for t in self.trials), default=0)
-
-    def count(self, kind: str) -> int:
-        """Faults of a kind that happened."""
-        return sum(t["kind"] == kind and t.get("fired", True) for t in self.trials)
+        return max([self.first, *(1 + int(t.get("session", 0)) for t in self.trials)])
 
 
 def summary(trials: list[Trial]) -> dict[str, Any]:
     """Counts by kind and part, violations, and the worst recovery of each part."""
     fired = [t for t in trials if t.get("fired", True)]
-    counts = Counter((t["kind"], t.get("process", ""), t.get("how", "").partition(":")[0]) for t in fired)
+    counts = Counter(
+        (t["kind"], t.get("process", ""), t.get("how", "").partition(":")[0]) for t in fired
+    )
     worst: dict[str, float] = {}
     for trial in fired:
         recovered = trial.get("recovered_s")

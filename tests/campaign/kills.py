@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,9 @@ def restart(session: Session, died_s: float, pids: list[int]) -> tuple[float, li
     node.kill()
     node.start()
     wait_for(lambda: session.scanner.last_ack_s > died_s, 120, "an answer after a restart")
-    return session.scanner.last_ack_s - died_s, [] if gone else ["a process outlived its supervisor"]
+    return session.scanner.last_ack_s - died_s, [] if gone else [
+        "a process outlived its supervisor"
+    ]
 
 
 def start_and_be_killed(session: Session, rng: random.Random) -> dict[str, Any]:
@@ -222,6 +225,8 @@ def session_of_kills(
     starts: int = 3,
     halves: int = 2,
     children: int = 8,
+    only: Sequence[str] = CHILDREN,
+    plant: str = "",
 ) -> list[str]:
     """Kill at the start, then each process in turn and the supervisor; check; write all down.
 
@@ -232,38 +237,32 @@ def session_of_kills(
     halves, children
         Lives of the node, and kills of its other processes in each; a supervisor's death lies
         between two lives.
+    only
+        Which of the other processes.
+    plant
+        See `planted`.
     """
     rng = random.Random(number)
     home = folder / f"kills-{number}"
     shutil.rmtree(home, ignore_errors=True)
     late: list[str] = []
     trials: list[dict[str, Any]] = []
-    with Session(home, number, forked=forked) as session:
+    with Session(home, number, forked=forked, plant=plant) as session:
         if forked and find_program("strace"):
             trials += [start_and_be_killed(session, rng) for _ in range(starts)]
         session.node.start()
         with session.streaming():
             for half in range(halves):
                 for turn in range(children):
-                    trials.append(_one(session, CHILDREN[turn % 3], rng, late))
+                    trials.append(_one(session, only[turn % len(only)], rng, late))
                 if half < halves - 1:
                     trials.append(_one(session, "supervisor", rng, late))
         found = [*late, *session.check()]
         figures = session.figures()
-        report(home, session, found)
-    for n, trial in enumerate(trials):
-        last = n == len(trials) - 1
-        start = "fork" if forked else "spawn"
-        result = {"violations": found, **figures} if last else {}
-        journal.add(kind="kill", session=number, start=start, **trial, **result)
-    return found
-
-
-def report(home: Path, session: Session, found: list[str]) -> None:
-    """Keep the node's folder where something was found, and throw it away otherwise."""
-    session.node.close()
-    if not found:
-        shutil.rmtree(home, ignore_errors=True)
+    start = "fork" if forked else "spawn"
+    return journal.add_session(
+        "kill", number, [{"start": start, **t} for t in trials], found, figures, home
+    )
 
 
 def _one(session: Session, process: str, rng: random.Random, late: list[str]) -> dict[str, Any]:

@@ -92,9 +92,7 @@ class CampaignNode:
 
     # -- life
 
-    def start(
-        self, timeout_s: float = 120, *, attach: Callable[[int], None] | None = None
-    ) -> bool:
+    def start(self, timeout_s: float = 120, *, attach: Callable[[int], None] | None = None) -> bool:
         """Start and wait until it accepts associations; False where it ended before.
 
         Parameters

@@ -15,12 +15,12 @@ from pydicom.filereader import read_dataset
 from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import (
-    ComprehensiveSRStorage,
-    Comprehensive3DSRStorage,
-    EnhancedSRStorage,
     BasicTextSRStorage,
-    SecondaryCaptureImageStorage,
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
     MultiFrameTrueColorSecondaryCaptureImageStorage,
+    SecondaryCaptureImageStorage,
 )
 
 CUT = -1

@@ -38,9 +38,7 @@ def without_fence() -> None:
 
     def heartbeat(self: Any, job: Any, _owner: str, lease_s: float) -> None:
         statement = (
-            update(table)
-            .where(table.c.job_id == job.job_id)
-            .values(lease_until=db_now() + lease_s)
+            update(table).where(table.c.job_id == job.job_id).values(lease_until=db_now() + lease_s)
         )
         write(self._engine, lambda c: c.execute(statement))
 

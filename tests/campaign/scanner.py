@@ -93,7 +93,7 @@ class Scanner:
                 time.sleep(0.0001)
             association.dimse.send_msg(request, contexts[0].context_id)
             _, answer = association.dimse.get_msg(block=True)
-        except Exception:  # noqa: BLE001 - whatever a cut connection does to the library
+        except Exception:
             return None
         finally:
             association._reactor_checkpoint.set()

@@ -50,7 +50,7 @@ def run(setup: Setup, flags: dict[str, Any]) -> int:
     try:
         run_node(settings, mains(setup))
     except PeTriageError as error:
-        print(str(error), file=sys.stderr, flush=True)  # noqa: T201 - as the command line does
+        print(str(error), file=sys.stderr, flush=True)
         return 2
     return 0
 

@@ -125,7 +125,8 @@ def write_config(path: Path, destinations: Sequence[str], **settings: object) ->
         **settings,
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-    lines += ["[report]", "narrative = true"]
+    # Nothing is removed for want of space or by age: the check looks for every file.
+    lines += ["[report]", "narrative = true", "[retention]", "enabled = false"]
     lines += ["[eligibility]", *(f"{k} = {json.dumps(v)}" for k, v in ELIGIBILITY.items())]
     path.write_text("\n".join(lines) + "\n")
     return path

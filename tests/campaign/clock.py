@@ -1,0 +1,68 @@
+"""The wall clock jumps under a running node, forwards and backwards (libfaketime)."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.campaign.journal import Journal
+from tests.campaign.session import Session
+from tests.support.node import wait_for
+
+HOUR_S = 3600
+JUMPS_S = (HOUR_S, -2 * HOUR_S, 26 * HOUR_S, -30 * HOUR_S, 40, -45)
+"""Seconds by which each jump moves the clock."""
+
+
+def library() -> Path | None:
+    """libfaketime, if it is installed."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    return found[0] if found else None
+
+
+def session_of_jumps(folder: Path, number: int, journal: Journal, *, times: int = 6) -> list[str]:
+    """Let the node's clock jump between studies and amid them; check."""
+    rng = random.Random(number)
+    home = folder / f"clock-{number}"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    stamp = home / "faketime"
+    stamp.write_text("+0\n")
+    made = library()
+    assert made is not None
+    environment = {
+        "LD_PRELOAD": str(made),
+        "FAKETIME_TIMESTAMP_FILE": str(stamp),
+        "FAKETIME_NO_CACHE": "1",
+        # A stepped clock leaves the monotonic one alone.
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    trials: list[dict[str, Any]] = []
+    offset_s = 0
+    with Session(home, number, forked=False, environment=environment) as session:
+        session.node.start()
+        with session.streaming():
+            for jump_s in rng.sample(JUMPS_S, min(times, len(JUMPS_S))):
+                wait_for(lambda: session.node.events("job.finished"), 120, "work")
+                time.sleep(rng.uniform(0.0, 3.0))
+                offset_s += jump_s
+                stamp.write_text(f"{offset_s:+d}\n")
+                at_s = time.monotonic()
+                # A study that begins after the jump must get through all of it.
+                known = set(session.scanner.sent)
+                wait_for(
+                    lambda k=known: any(a.study_uid not in k for a in list(session.pacs.arrivals)),
+                    120,
+                    f"a new study is answered after a jump of {jump_s} s",
+                )
+                trials.append(
+                    {"how": f"jump:{jump_s}", "recovered_s": round(time.monotonic() - at_s, 2)}
+                )
+        found = session.check(300)
+        figures = session.figures()
+        session.node.close()
+    return journal.add_session("clock", number, trials, found, figures, home)
