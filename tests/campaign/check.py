@@ -35,6 +35,11 @@ REPORT_CLASSES = {
     "SR": "1.2.840.10008.5.1.4.1.1.88.34",
     "NARRATIVE": "1.2.840.10008.5.1.4.1.1.88.22",
 }
+ANSWERS = frozenset({"DONE", "NOT_EVALUATED"})
+"""Ends that have results. A run that was closed while its sender was away may be NOT_EVALUATED:
+what had come of the study by then was too little. The next run supersedes it."""
+ROUNDING = 1e-4
+"""Of a probability in a report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +194,7 @@ def _results(seen: Seen) -> list[str]:
                 f"a result of run {job.run} of {job.study_uid} is of a claim that had lost the job"
             )
     for job in jobs.values():
-        expected = list(KINDS) if job.state == "DONE" else []
+        expected = list(KINDS) if job.state in ANSWERS else []
         if sorted(kinds[job.job_id]) != expected:
             found.append(
                 f"run {job.run} of {job.study_uid} ({job.state}) has results {kinds[job.job_id]}"
@@ -228,10 +233,8 @@ def _at_the_pacs(seen: Seen) -> list[str]:
         for arrival in arrivals[:1]:
             found += _of_its_study(arrival, study_uid, seen.sent.get(study_uid))
     # Counted at the PACS alone, whatever the node believes: one report for each run that ended.
-    counts = Counter(
-        (a.study_uid, a.sop_class_uid) for a in {u: x[0] for u, x in by_uid.items()}.values()
-    )
-    done = Counter(job.study_uid for job in jobs.values() if job.state == "DONE")
+    counts = Counter((a[0].study_uid, a[0].sop_class_uid) for a in by_uid.values())
+    done = Counter(job.study_uid for job in jobs.values() if job.state in ANSWERS)
     for study_uid in {*done, *(uid for uid, _ in counts)}:
         for kind, class_uid in REPORT_CLASSES.items():
             count = counts[study_uid, class_uid]
@@ -259,12 +262,10 @@ def _of_its_study(arrival: Arrival, study_uid: str, study: SentStudy | None) -> 
 def answers(arrivals: Sequence[Arrival], study: SentStudy) -> bool:
     """Whether the PACS holds the answer that the stand-in gives on the whole study."""
     return any(
-        any(
-            abs(number - study.probability) < 1e-3 or abs(number - 100 * study.probability) < 0.1
-            for number in a.numbers
-        )
-        for a in arrivals
-        if a.study_uid == study.study_uid
+        abs(number - study.probability) < ROUNDING
+        for arrival in arrivals
+        if arrival.study_uid == study.study_uid
+        for number in arrival.numbers
     )
 
 

@@ -1,4 +1,4 @@
-"""A disk that fails or is full: errors injected into system calls, and a file system really full."""
+"""A disk that fails or is full: errors in system calls, and a file system without space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A modality that sends studies until every instance is answered 0000, and remembers the answers."""
+"""A modality that sends until every instance is answered 0000, and remembers the answers."""
 
 from __future__ import annotations
 

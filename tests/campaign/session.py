@@ -30,6 +30,8 @@ from tests.support.postgres import free_port
 SETTLE_S = 150.0
 """Within this time after the last fault every study must have ended, its results delivered."""
 IN_FLIGHT = 3
+PAUSE_S = 0.3
+"""Between two studies of a stream."""
 
 
 class Session:
@@ -108,6 +110,7 @@ class Session:
                 time.sleep(0.05)
                 continue
             self.send_one(pause_s=pause_s, deadline_s=300.0)
+            self.stop_sending.wait(PAUSE_S)
 
     @contextmanager
     def streaming(self, pause_s: float = 0.01) -> Iterator[None]:
