@@ -84,6 +84,7 @@ def summary(trials: list[Trial]) -> dict[str, Any]:
         "by_kind": dict(sorted(Counter(t["kind"] for t in fired).items())),
         "counts": {" ".join(filter(None, key)): n for key, n in sorted(counts.items())},
         "violations": sum(len(t.get("violations", ())) for t in trials),
+        "sessions_broken_off": sum("broken" in t for t in trials),
         "worst_recovery_s": dict(sorted(worst.items())),
         "studies": sum(t.get("studies", 0) for t in trials),
         "instances": sum(t.get("instances", 0) for t in trials),

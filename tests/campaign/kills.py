@@ -23,7 +23,7 @@ from tests.support.peers import find_program
 
 CHILDREN = ("receiver-1", "worker-1", "coordinator")
 STEPS = {
-    "receiver-1": ("association.opened", "association.released"),
+    "receiver-1": ("association.opened", "instance.stored", "instance.stored"),
     "worker-1": ("job.claimed", "study.evaluated", "job.finished"),
     "coordinator": ("instances.indexed", "study.complete", "delivery.ended"),
     "supervisor": ("job.claimed", "delivery.ended", "association.opened"),

@@ -196,7 +196,7 @@ class CampaignNode:
     def _reap(self) -> None:
         if isinstance(self._process, subprocess.Popen):
             self._process.wait(30)
-        else:
+        elif self._process.pid is not None:
             self._process.join(30)
 
     def stop(self, timeout_s: float = 60) -> bool:

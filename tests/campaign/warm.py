@@ -6,9 +6,13 @@ spend most of its time on that.
 
 from __future__ import annotations
 
+import errno
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
+from multiprocessing import reduction
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -69,6 +73,22 @@ def analyse_once() -> None:
         )
 
 
+def outlive_callers(receive: Callable[..., Any]) -> Callable[..., Any]:
+    """Go on where a supervisor was killed in the middle of asking for a process.
+
+    The library's server of processes would end with it, and every node of the campaign besides.
+    """
+
+    def received(*arguments: Any) -> Any:
+        try:
+            return receive(*arguments)
+        except (EOFError, RuntimeError):
+            raise OSError(errno.ECONNABORTED, "the caller was killed") from None
+
+    return received
+
+
+reduction.recvfds = outlive_callers(reduction.recvfds)
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
 analyse_once()
 structlog.reset_defaults()
