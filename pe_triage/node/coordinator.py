@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
@@ -30,10 +31,35 @@ CLEAN_EVERY_S = 3600.0
 ABANDONED_AFTER_S = 6 * 3600.0
 """Age at which a temporary file in the spool belongs to no transfer any more."""
 
+CLOCK_STEP_S = 1.0
+"""By so much the wall clock must fall behind the steady one to count as set back."""
+
 Timer = tuple[str, Callable[[], object], float]
 """Name, what is called, seconds between two calls."""
 Loop = tuple[str, Callable[[threading.Event], None]]
 """Name, and what runs in a thread of its own until the event."""
+
+
+class SetBack:
+    """Tells whether the wall clock was set back since it was last asked.
+
+    APScheduler waits until a time of day: timers that were to fire within the second would stand
+    still for as long as the clock was set back by, and with them what notices such a step.
+    """
+
+    def __init__(
+        self,
+        wall_s: Callable[[], float] = time.time,
+        steady_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wall_s, self._steady_s = wall_s, steady_s
+        self._ahead_s = wall_s() - steady_s()
+
+    def __call__(self) -> bool:
+        ahead_s = self._wall_s() - self._steady_s()
+        set_back = ahead_s < self._ahead_s - CLOCK_STEP_S
+        self._ahead_s = ahead_s
+        return set_back
 
 
 class Coordinator:
@@ -51,6 +77,7 @@ class Coordinator:
         longest_lease_s: float = LONGEST_LEASE_S,
         timers: Sequence[Timer] = (),
         loops: Sequence[Loop] = (),
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._indexer = indexer
         self._assembler = assembler
@@ -61,6 +88,7 @@ class Coordinator:
         self._longest_lease_s = longest_lease_s
         self._timers = tuple(timers)
         self._loops = tuple(loops)
+        self._wall_s = wall_s
         self._log = get_logger()
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
@@ -84,8 +112,13 @@ class Coordinator:
             thread.start()
             threads.append(thread)
         on_ready()
+        set_back = SetBack(self._wall_s)
         try:
             while not stop.is_set():
+                if set_back():
+                    self._log.warning("clock.set_back")
+                    for job in scheduler.get_jobs():
+                        job.modify(next_run_time=datetime.now(UTC))
                 if self._index() == 0:
                     stop.wait(INDEX_PAUSE_S)
             while self._index() > 0:
