@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
 
 from pe_triage.deliver.backoff import MAX_DELAY_S
 from pe_triage.deliver.http_statuses import MAX_RETRY_AFTER_S
@@ -56,10 +57,27 @@ class SetBack:
         self._ahead_s = wall_s() - steady_s()
 
     def __call__(self) -> bool:
+        """Ask."""
         ahead_s = self._wall_s() - self._steady_s()
         set_back = ahead_s < self._ahead_s - CLOCK_STEP_S
         self._ahead_s = ahead_s
         return set_back
+
+
+class Every(BaseTrigger):  # type: ignore[misc]  # the library has no types
+    """Fires a while after it last did.
+
+    The library's own interval counts every time of day that was missed: after a clock that was
+    set forward by decades, as one without a battery is at its first synchronisation, it would
+    count for hours.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._every = timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, _previous: datetime | None, now: datetime) -> datetime:
+        """Return when to fire next."""
+        return now + self._every
 
 
 class Coordinator:
@@ -104,7 +122,7 @@ class Coordinator:
             ("clean", self._clean, CLEAN_EVERY_S),
             *self._timers,
         ):
-            scheduler.add_job(self._guarded(name, function), "interval", seconds=seconds, id=name)
+            scheduler.add_job(self._guarded(name, function), Every(seconds), id=name)
         scheduler.start()
         threads = start_threads(self._deliverers, stop)
         for name, loop in self._loops:

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 from apscheduler.schedulers import base, blocking
-from apscheduler.triggers import interval
 
 from pe_triage.node import coordinator as node_coordinator
 from pe_triage.node.coordinator import Coordinator, SetBack
 from tests.support.node import wait_for
 
-HOUR_S = 3600.0
+HOUR_S, YEAR_S = 3600.0, 366 * 86400.0
 
 
 class Nothing:
@@ -28,6 +27,12 @@ class Nothing:
 
     def reap(self) -> int:
         return 0
+
+    def clean_temporary(self, **_: Any) -> int:
+        return 0
+
+    def living_boots(self) -> frozenset[str]:
+        return frozenset()
 
     def unfreeze(self, **_: Any) -> int:
         return 0
@@ -44,7 +49,7 @@ def test_timers_fire_again_soon_after_the_clock_was_set_back(
         def now(cls, tz: tzinfo | None = None) -> Any:
             return datetime.now(tz) + timedelta(seconds=offset_s)
 
-    for module in (base, blocking, interval, node_coordinator):
+    for module in (base, blocking, node_coordinator):
         if hasattr(module, "datetime"):
             monkeypatch.setattr(module, "datetime", Clock)
     fired = 0
@@ -72,7 +77,7 @@ def test_timers_fire_again_soon_after_the_clock_was_set_back(
         offset_s = -2 * HOUR_S
         before = fired
         wait_for(lambda: fired >= before + 5, 20, "it fires on after the step")
-        offset_s = 3 * HOUR_S
+        offset_s = 40 * YEAR_S
         before = fired
         wait_for(lambda: fired >= before + 5, 20, "and after a step forwards")
     finally:
