@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,8 +126,12 @@ def many_jobs(arguments: Sequence[str], jobs: int) -> None:
     """Run this command several times side by side."""
     command = [sys.executable, "-m", "tests.campaign", *arguments]
     running = [subprocess.Popen([*command, "--part", str(part)]) for part in range(1, jobs + 1)]
-    for process in running:
-        process.wait()
+    try:
+        for process in running:
+            process.wait()
+    finally:
+        for process in running:
+            process.terminate()
 
 
 PLANTED_SESSIONS = 4
@@ -165,6 +170,8 @@ def main() -> int:
     parser.add_argument("--figures", action="store_true", help="only print the figures")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    # So that nodes, file systems and network namespaces are taken down.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.planted:
         with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
             found = find_planted(options.planted, Path(temporary))

@@ -34,10 +34,12 @@ class Journal:
 
     def add(self, **trial: Any) -> None:
         """Write one trial down, durably."""
+        broken_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         trial = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **trial}
         self.trials.append(trial)
         with self.path.open("a") as file:
-            file.write(json.dumps(trial) + "\n")
+            # A run that was killed may have left half a line.
+            file.write("\n" * broken_off + json.dumps(trial) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

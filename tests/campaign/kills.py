@@ -139,7 +139,7 @@ def _kill_at_call(pid: int, name: str, when: int) -> float | None:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as tracer:
         until = time.monotonic() + FIRE_S
         while time.monotonic() < until and alive(pid) and tracer.poll() is None:
-            time.sleep(0.02)
+            time.sleep(0.05)
         died = time.monotonic() if not alive(pid) else None
         if tracer.poll() is None:
             tracer.send_signal(signal.SIGINT)
@@ -247,9 +247,9 @@ def session_of_kills(
     journal: Journal,
     *,
     forked: bool = True,
-    starts: int = 3,
+    starts: int = 2,
     halves: int = 2,
-    children: int = 8,
+    children: int = 6,
     only: Sequence[str] = CHILDREN,
     plant: str = "",
 ) -> list[str]:
