@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from tests.campaign import (
     power,
 )
 from tests.campaign.journal import Journal, Trial, summary
+from tests.campaign.waiting import PATIENCE
 from tests.support.peers import find_program
 
 Run = Callable[[Path, int, Journal], list[str]]
@@ -166,10 +168,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="nodes beside one another")
     parser.add_argument("--part", type=int, default=0, help="which of --jobs; set by itself")
     parser.add_argument("--folder", type=Path, help="for the nodes' data; default: a temporary one")
+    parser.add_argument("--patience", type=float, help="factor of the time limits; default: 1")
     parser.add_argument("--planted", choices=sorted(planted.PLANTS))
     parser.add_argument("--figures", action="store_true", help="only print the figures")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    if options.patience:
+        os.environ[PATIENCE] = str(options.patience)
     # So that nodes, file systems and network namespaces are taken down.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.planted:

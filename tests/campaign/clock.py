@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.campaign.journal import Journal
 from tests.campaign.session import Session
-from tests.support.node import wait_for
+from tests.campaign.waiting import wait_for
 
 HOUR_S = 3600
 JUMPS_S = (HOUR_S, -2 * HOUR_S, 26 * HOUR_S, -30 * HOUR_S, 40, -45)

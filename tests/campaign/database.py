@@ -18,7 +18,7 @@ from pe_triage.store.engine import BUSY_TIMEOUT_S
 from pe_triage.store.migrate import upgrade
 from tests.campaign.journal import Journal
 from tests.campaign.session import Session
-from tests.support.node import wait_for
+from tests.campaign.waiting import wait_for
 from tests.support.postgres import PostgresServer, postgres_server
 
 

@@ -17,7 +17,7 @@ from tests.campaign.journal import Journal
 from tests.campaign.kills import _wait_for_tracer
 from tests.campaign.power import LoopDisk
 from tests.campaign.session import Session
-from tests.support.node import wait_for
+from tests.campaign.waiting import wait_for
 from tests.support.peers import find_program
 
 ERRORS = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.campaign.journal import Journal
 from tests.campaign.nodes import Event
 from tests.campaign.session import Session
-from tests.support.node import wait_for
+from tests.campaign.waiting import wait_for
 
 LEASE_S = 2.0
 

@@ -18,7 +18,7 @@ from typing import Any
 from tests.campaign.journal import Journal
 from tests.campaign.nodes import CampaignNode, Event, alive
 from tests.campaign.session import Session
-from tests.support.node import wait_for
+from tests.campaign.waiting import patience, wait_for
 from tests.support.peers import find_program
 
 CHILDREN = ("receiver-1", "worker-1", "coordinator")
@@ -156,7 +156,7 @@ def resumed(session: Session, process: str, died_s: float) -> float | None:
     Work that waits for nothing but the process: for a receiver an instance answered 0000, for a
     worker a job claimed, for a coordinator an instance indexed or a result delivered.
     """
-    until = time.monotonic() + RESUME_S
+    until = time.monotonic() + RESUME_S * patience()
     ready_s: float | None = None
     while time.monotonic() < until:
         if ready_s is None:

@@ -24,7 +24,8 @@ from tests.campaign.database import new_database
 from tests.campaign.journal import Journal
 from tests.campaign.session import Session
 from tests.campaign.setup import Setup
-from tests.support.node import clean_environment, wait_for
+from tests.campaign.waiting import wait_for
+from tests.support.node import clean_environment
 from tests.support.peers import find_program
 from tests.support.postgres import PostgresServer, postgres_server
 

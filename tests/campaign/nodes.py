@@ -21,7 +21,8 @@ import psutil
 
 from tests.campaign.serve import PRELOADED, forked
 from tests.campaign.setup import Setup
-from tests.support.node import clean_environment, wait_for
+from tests.campaign.waiting import wait_for
+from tests.support.node import clean_environment
 
 Event = dict[str, Any]
 POLL_S = 0.02

@@ -15,7 +15,8 @@ from pe_triage.store.outbox import Outbox
 from tests.campaign.journal import Journal
 from tests.campaign.pacs import CUT
 from tests.campaign.session import Session
-from tests.support.node import clean_environment, wait_for
+from tests.campaign.waiting import wait_for
+from tests.support.node import clean_environment
 
 AGAIN = (0xA700, 0xA701, 0xA7FF, 0x0110)
 """Tried again."""

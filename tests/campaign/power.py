@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.campaign.journal import Journal
 from tests.campaign.nodes import CampaignNode
 from tests.campaign.session import Session
-from tests.support.node import wait_for
+from tests.campaign.waiting import wait_for
 from tests.support.peers import find_program
 
 SIZE_MB = 48

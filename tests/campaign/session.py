@@ -25,6 +25,7 @@ from tests.campaign.nodes import CampaignNode
 from tests.campaign.pacs import Pacs
 from tests.campaign.scanner import Scanner
 from tests.campaign.studies import make_study, write_config
+from tests.campaign.waiting import patience
 from tests.support.postgres import free_port
 
 SETTLE_S = 150.0
@@ -152,7 +153,7 @@ class Session:
 
     def settle(self, timeout_s: float = SETTLE_S) -> Held:
         """Wait until everything has ended; what is held then, or when time is up."""
-        until = time.monotonic() + timeout_s
+        until = time.monotonic() + timeout_s * patience()
         while True:
             held = Held()
             try:

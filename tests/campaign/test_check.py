@@ -14,7 +14,7 @@ from pe_triage.store.engine import open_engine
 from tests.campaign.check import Held, Seen, held_in, violations
 from tests.campaign.journal import Journal, summary
 from tests.campaign.session import Session
-from tests.support.node import wait_for
+from tests.campaign.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
