@@ -80,8 +80,8 @@ def lacking(kind: str) -> str | None:
         return network.usable()
     if kind == "disk-error" and find_program("strace") is None:
         return "strace is not installed"
-    if kind == "clock" and clock.library() is None:
-        return "libfaketime is not installed; the Debian package faketime brings it"
+    if kind == "clock" and clock.compiler() is None:
+        return "no C compiler (cc) is installed; the Debian package gcc brings it"
     return None
 
 
@@ -111,7 +111,8 @@ def one_job(options: argparse.Namespace, folder: Path) -> None:
             kind: sum(t["kind"] == kind for t in done) / (options.count or COUNTS[kind])
             for kind in todo
         }
-        kind = min(todo, key=lambda k: share[k])
+        # Jobs side by side begin with different ones.
+        kind = min(todo[options.part % len(todo) :] + todo, key=lambda k: share[k])
         number = journal.sessions
         try:
             found = KINDS[kind](folder, number, journal)

@@ -1,9 +1,10 @@
-"""The wall clock jumps under a running node, forwards and backwards (libfaketime)."""
+"""The wall clock jumps under a running node, forwards and backwards (a preloaded library)."""
 
 from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,27 @@ from typing import Any
 from tests.campaign.journal import Journal
 from tests.campaign.session import Session
 from tests.campaign.waiting import wait_for
+from tests.support.peers import find_program
 
 HOUR_S = 3600
 JUMPS_S = (HOUR_S, -2 * HOUR_S, 26 * HOUR_S, -30 * HOUR_S, 40, -45)
 """Seconds by which each jump moves the clock."""
 
 
-def library() -> Path | None:
-    """libfaketime, if it is installed."""
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    return found[0] if found else None
+def compiler() -> str | None:
+    """The C compiler that makes `stepped_clock.c`, if there is one."""
+    return find_program("cc")
+
+
+def library(folder: Path) -> Path:
+    """Compile the library that is preloaded."""
+    made = folder / "stepped_clock.so"
+    program = compiler()
+    assert program is not None
+    source = Path(__file__).with_name("stepped_clock.c")
+    command = [program, "-shared", "-fPIC", "-O2", "-o", str(made), str(source), "-ldl"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return made
 
 
 def session_of_jumps(folder: Path, number: int, journal: Journal, *, times: int = 6) -> list[str]:
@@ -29,18 +41,9 @@ def session_of_jumps(folder: Path, number: int, journal: Journal, *, times: int 
     home = folder / f"clock-{number}"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    stamp = home / "faketime"
-    stamp.write_text("+0\n")
-    made = library()
-    assert made is not None
-    environment = {
-        "LD_PRELOAD": str(made),
-        "FAKETIME_TIMESTAMP_FILE": str(stamp),
-        "FAKETIME_NO_CACHE": "1",
-        # A stepped clock leaves the monotonic one alone.
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-    }
+    step = home / "step"
+    step.write_text("0\n")
+    environment = {"LD_PRELOAD": str(library(home)), "STEPPED_CLOCK_FILE": str(step)}
     trials: list[dict[str, Any]] = []
     offset_s = 0
     with Session(home, number, forked=False, environment=environment) as session:
@@ -50,7 +53,7 @@ def session_of_jumps(folder: Path, number: int, journal: Journal, *, times: int 
                 wait_for(lambda: session.node.events("job.finished"), 120, "work")
                 time.sleep(rng.uniform(0.0, 3.0))
                 offset_s += jump_s
-                stamp.write_text(f"{offset_s:+d}\n")
+                step.write_text(f"{offset_s}\n")
                 at_s = time.monotonic()
                 # A study that begins after the jump must get through all of it.
                 known = set(session.scanner.sent)
