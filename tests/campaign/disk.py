@@ -9,12 +9,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.campaign.journal import Journal
-from tests.campaign.kills import _wait_for_tracer
+from tests.campaign.kills import FIRE_S, wait_for_tracer
 from tests.campaign.power import LoopDisk
 from tests.campaign.session import Session
 from tests.campaign.waiting import wait_for
@@ -51,7 +52,7 @@ def failing(pid: int, call: str, error: str, out: Path, *, when: str) -> Iterato
             yield
         finally:
             tracer.send_signal(signal.SIGINT)
-            _wait_for_tracer(tracer)
+            wait_for_tracer(tracer)
 
 
 def injected(out: Path) -> int:
@@ -60,6 +61,12 @@ def injected(out: Path) -> int:
         return out.read_text(errors="replace").count("(INJECTED)")
     except FileNotFoundError:
         return 0
+
+
+def _until_it_fails(out: Path) -> None:
+    """Wait for the first call that failed; not for ever, since none may come."""
+    with suppress(AssertionError):
+        wait_for(lambda: injected(out), FIRE_S, "a call that fails")
 
 
 def session_of_errors(folder: Path, number: int, journal: Journal) -> list[str]:
@@ -81,7 +88,8 @@ def session_of_errors(folder: Path, number: int, journal: Journal) -> list[str]:
                     # Also code is opened and logs are written: every one would fail.
                     when = rng.choice(["3+7", "5+5"])
                 with failing(session.node.pid_of(process), call, error, out, when=when):
-                    time.sleep(rng.uniform(2.0, 5.0))
+                    _until_it_fails(out)
+                    time.sleep(rng.uniform(1.0, 3.0))
                 trials.append(
                     {
                         "process": process.removesuffix("-1"),
@@ -137,12 +145,15 @@ def session_of_fillings(folder: Path, number: int, journal: Journal) -> list[str
                     time.sleep(rng.uniform(0.0, 4.0))
                     ballast.unlink()
                     freed_s = time.monotonic()
-                    wait_for(lambda s=freed_s: session.scanner.last_ack_s > s, 120, "it recovers")
+                    recovered_s = (
+                        wait_for(partial(session.scanner.first_ack_after, freed_s), 120, "0000")
+                        - freed_s
+                    )
                     trials.append(
                         {
                             "how": f"full:{leave}",
                             "refused": session.scanner.statuses[OUT_OF_RESOURCES] - before,
-                            "recovered_s": round(session.scanner.last_ack_s - freed_s, 2),
+                            "recovered_s": round(recovered_s, 2),
                             "fired": refused,
                         }
                     )

@@ -167,9 +167,9 @@ def resumed(session: Session, process: str, died_s: float) -> float | None:
             ]
             ready_s = ready[0] if ready else None
         elif process == "receiver-1":
-            if session.scanner.last_ack_s > ready_s:
-                first = min(s for s in list(session.scanner.acked.values()) if s > ready_s)
-                return first - died_s
+            first_s = session.scanner.first_ack_after(ready_s)
+            if first_s is not None:
+                return first_s - died_s
         else:
             work = session.node.events_since(ready_s, *WORK_EVENT[process])
             if work:
@@ -183,11 +183,12 @@ def restart(session: Session, died_s: float, pids: list[int]) -> tuple[float, li
     node = session.node
     gone = node.wait_gone(pids)
     node.kill()
+    # What a dying receiver still answered is no sign of the next life.
+    gone_s = time.monotonic()
     node.start()
-    wait_for(lambda: session.scanner.last_ack_s > died_s, 120, "an answer after a restart")
-    return session.scanner.last_ack_s - died_s, [] if gone else [
-        "a process outlived its supervisor"
-    ]
+    wait_for(lambda: session.scanner.first_ack_after(gone_s), 120, "an answer after a restart")
+    orphans = [] if gone else ["a process outlived its supervisor"]
+    return (session.scanner.first_ack_after(gone_s) or gone_s) - died_s, orphans
 
 
 def start_and_be_killed(session: Session, rng: random.Random, *, empty: bool) -> dict[str, Any]:
@@ -216,7 +217,7 @@ def start_and_be_killed(session: Session, rng: random.Random, *, empty: bool) ->
         # It got by without that call: killed a moment later, then.
         tracers[0].send_signal(signal.SIGINT)
         how = "moment"
-    _wait_for_tracer(tracers[0])
+    wait_for_tracer(tracers[0])
     pids = session.node.pids()
     if started:
         os.kill(session.node.supervisor, signal.SIGKILL)
@@ -233,7 +234,7 @@ def _traced(pid: int) -> bool:
     return "TracerPid:\t0" not in status
 
 
-def _wait_for_tracer(tracer: subprocess.Popen[bytes]) -> None:
+def wait_for_tracer(tracer: subprocess.Popen[bytes]) -> None:
     try:
         tracer.wait(10)
     except subprocess.TimeoutExpired:

@@ -134,8 +134,8 @@ def cut(session: Session, disk: LoopDisk, *, fsck: bool) -> float:
         raise AssertionError(f"the file system is damaged: {said}")
     disk.attach()
     node.start()
-    wait_for(lambda: session.scanner.last_ack_s > cut_s, 120, "an answer after the power cut")
-    return session.scanner.last_ack_s - cut_s
+    wait_for(lambda: session.scanner.first_ack_after(cut_s), 120, "an answer after the power cut")
+    return (session.scanner.first_ack_after(cut_s) or cut_s) - cut_s
 
 
 def session_of_cuts(

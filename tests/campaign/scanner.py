@@ -26,12 +26,15 @@ class Scanner:
     port: int
     acked: dict[str, float] = field(default_factory=dict)
     """SOP Instance UID to `time.monotonic()` of its first 0000."""
-    last_ack_s: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     sent: dict[str, SentStudy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+
+    def first_ack_after(self, at_s: float) -> float | None:
+        """When the first instance was answered 0000 after a moment; None: none was yet."""
+        return min((s for s in list(self.acked.values()) if s > at_s), default=None)
 
     def send(
         self,
@@ -105,5 +108,4 @@ class Scanner:
             self.statuses[status] += 1
             if status == 0x0000:
                 self.acked.setdefault(image.sop_instance_uid, now)
-                self.last_ack_s = now
         return status
