@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,8 +202,10 @@ def test_a_claim_that_had_lost_its_job_is_noticed(trial: Seen) -> None:
     found = violations(replace(trial, finished=[*trial.finished, (uid, run)]))
     assert found == [f"run {run} of {uid} was finished by 2 claims"]
     jobs = [
-        j._replace(fencing_token=j.fencing_token + 1) if j.study_uid == uid else j
-        for j in trial.held.jobs
+        SimpleNamespace(**row._asdict() | {"fencing_token": row.fencing_token + 1})
+        if row.study_uid == uid
+        else row
+        for row in trial.held.jobs
     ]
     found = violations(replace(trial, held=replace(trial.held, jobs=jobs)))
     assert set(found) == {f"a result of run {run} of {uid} is of a claim that had lost the job"}
