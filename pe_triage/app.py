@@ -14,7 +14,8 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -125,6 +126,10 @@ def load_predictor(settings: Settings) -> Predictor:
     return predictor
 
 
+Load = Callable[[Settings], "Predictor"]
+"""Brings the model that a worker answers with."""
+
+
 # ------------------------------------------------------------------ database
 
 
@@ -185,8 +190,13 @@ def requeue(engine: Engine, study_uid: str, *, rank: int | None) -> int:
 # ------------------------------------------------------------------ the node
 
 
-def run_node(settings: Settings) -> None:
+def run_node(settings: Settings, mains: Mains | None = None) -> None:
     """Run `serve` in the foreground until SIGTERM or SIGINT, then drain.
+
+    Parameters
+    ----------
+    mains
+        What its processes run; None: the node's own.
 
     Raises
     ------
@@ -228,7 +238,7 @@ def run_node(settings: Settings) -> None:
             return True
 
         supervisor = Supervisor(
-            _processes(settings, listener, host_of),
+            _processes(settings, listener, host_of, mains or Mains()),
             drain_s=settings.drain_s,
             on_death=lambda name, pid: _release(queue, leases, owner_of(node_id, name, pid), log),
             on_stopped=lambda name, pid: _release(
@@ -252,7 +262,7 @@ def run_node(settings: Settings) -> None:
         log.info("node.stopped")
 
 
-def run_worker(settings: Settings) -> None:
+def run_worker(settings: Settings, load: Load = load_predictor) -> None:
     """Run one worker in the foreground on an existing database."""
     check_bundle(settings)
     engine = open_engine(settings.database_url)
@@ -265,7 +275,7 @@ def run_worker(settings: Settings) -> None:
     log = get_logger(owner=owner)
     try:
         with listening(engine) as bells:
-            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS])
+            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS], load)
             log.info("worker.ready")
             worker.run(stop)
     finally:
@@ -274,11 +284,13 @@ def run_worker(settings: Settings) -> None:
     log.info("worker.stopped")
 
 
-def _processes(settings: Settings, listener: socket.socket, host: Host) -> list[ProcessSpec]:
+def _processes(
+    settings: Settings, listener: socket.socket, host: Host, mains: Mains
+) -> list[ProcessSpec]:
     receivers = [
         ProcessSpec(
             name=f"receiver-{n}",
-            target=receiver_process,
+            target=mains.receiver,
             args=(settings, host, f"receiver-{n}", listener),
             stop_order=0,
         )
@@ -287,7 +299,7 @@ def _processes(settings: Settings, listener: socket.socket, host: Host) -> list[
     workers = [
         ProcessSpec(
             name=f"worker-{n}",
-            target=worker_process,
+            target=mains.worker,
             args=(settings, host, f"worker-{n}"),
             stop_order=1,
             awaited=False,
@@ -295,7 +307,7 @@ def _processes(settings: Settings, listener: socket.socket, host: Host) -> list[
         for n in range(1, settings.workers + 1)
     ]
     coordinator = ProcessSpec(
-        name="coordinator", target=coordinator_process, args=(settings, host), stop_order=2
+        name="coordinator", target=mains.coordinator, args=(settings, host), stop_order=2
     )
     return [coordinator, *workers, *receivers]
 
@@ -363,14 +375,20 @@ def receiver_process(
         )
 
 
-def worker_process(settings: Settings, host: Host, name: str, connection: Connection) -> None:
-    """Main of a worker process: the only kind that imports torch."""
+def worker_process(
+    settings: Settings,
+    host: Host,
+    name: str,
+    connection: Connection,
+    load: Load = load_predictor,
+) -> None:
+    """Main of a worker process: the only kind that imports torch, by `load`."""
     with _child(settings, connection) as link:
         sharing.check_store(settings, host.store_id)
         engine = open_engine(settings.database_url)
         owner = owner_of(host.node_id, name, os.getpid())
         with listening(engine) as bells:
-            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS])
+            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS], load)
             link.ready()
             worker.run(link.stop)
 
@@ -486,11 +504,24 @@ def coordinator_process(settings: Settings, host: Host, connection: Connection) 
         ).run(link.stop, on_ready=part.on_ready)
 
 
-def _build_worker(settings: Settings, engine: Engine, owner: str, bell: Bell) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Mains:
+    """What the processes of a node run: importable, since each is spawned by its name.
+
+    The node's own by default. A test gives others that call these with a part of their own, such
+    as a worker whose `load` needs no network.
+    """
+
+    receiver: Callable[..., None] = receiver_process
+    worker: Callable[..., None] = worker_process
+    coordinator: Callable[..., None] = coordinator_process
+
+
+def _build_worker(settings: Settings, engine: Engine, owner: str, bell: Bell, load: Load) -> Any:
     from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
 
-    predictor = load_predictor(settings)
+    predictor = load(settings)
     analysis = analysis_options(settings)
     return Worker(
         queue=JobQueue(engine, max_attempts=settings.max_attempts),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
 
 from pe_triage.deliver.backoff import MAX_DELAY_S
 from pe_triage.deliver.http_statuses import MAX_RETRY_AFTER_S
@@ -32,10 +34,52 @@ ABANDONED_AFTER_S = 6 * 3600.0
 FORGOTTEN_AFTER_S = 24 * 3600.0
 """Age at which it is forgotten what a receiver of a host that is gone has announced."""
 
+CLOCK_STEP_S = 1.0
+"""By so much the wall clock must fall behind the steady one to count as set back."""
+
 Timer = tuple[str, Callable[[], object], float]
 """Name, what is called, seconds between two calls."""
 Loop = tuple[str, Callable[[threading.Event], None]]
 """Name, and what runs in a thread of its own until the event."""
+
+
+class SetBack:
+    """Tells whether the wall clock was set back since it was last asked.
+
+    APScheduler waits until a time of day: timers that were to fire within the second would stand
+    still for as long as the clock was set back by, and with them what notices such a step.
+    """
+
+    def __init__(
+        self,
+        wall_s: Callable[[], float] = time.time,
+        steady_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wall_s, self._steady_s = wall_s, steady_s
+        self._ahead_s = wall_s() - steady_s()
+
+    def __call__(self) -> bool:
+        """Ask."""
+        ahead_s = self._wall_s() - self._steady_s()
+        set_back = ahead_s < self._ahead_s - CLOCK_STEP_S
+        self._ahead_s = ahead_s
+        return set_back
+
+
+class Every(BaseTrigger):  # type: ignore[misc]  # the library has no types
+    """Fires a while after it last did.
+
+    The library's own interval counts every time of day that was missed: after a clock that was
+    set forward by decades, as one without a battery is at its first synchronisation, it would
+    count for hours.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._every = timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, _previous: datetime | None, now: datetime) -> datetime:
+        """Return when to fire next."""
+        return now + self._every
 
 
 class Coordinator:
@@ -66,6 +110,7 @@ class Coordinator:
         living_boots: Callable[[], frozenset[str]] | None = None,
         hosts: Callable[[], frozenset[str]] | None = None,
         leading: Callable[[], bool] = lambda: True,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._living_boots = living_boots or spool.living_boots
         self._hosts = hosts
@@ -79,6 +124,7 @@ class Coordinator:
         self._longest_lease_s = longest_lease_s
         self._timers = tuple(timers)
         self._loops = tuple(loops)
+        self._wall_s = wall_s
         self._log = get_logger()
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
@@ -94,7 +140,7 @@ class Coordinator:
             ("clean", self._clean, CLEAN_EVERY_S),
             *self._timers,
         ):
-            scheduler.add_job(self._guarded(name, function), "interval", seconds=seconds, id=name)
+            scheduler.add_job(self._guarded(name, function), Every(seconds), id=name)
         scheduler.start()
         threads = start_threads(self._deliverers, stop)
         for name, loop in self._loops:
@@ -102,8 +148,13 @@ class Coordinator:
             thread.start()
             threads.append(thread)
         on_ready()
+        set_back = SetBack(self._wall_s)
         try:
             while not stop.is_set():
+                if set_back():
+                    self._log.warning("clock.set_back")
+                    for job in scheduler.get_jobs():
+                        job.modify(next_run_time=datetime.now(UTC))
                 if self._index() == 0:
                     stop.wait(INDEX_PAUSE_S)
             while self._index() > 0:

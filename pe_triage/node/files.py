@@ -43,13 +43,13 @@ def write_results(directory: Path, objects: ResultSet) -> Sequence[tuple[ResultO
         The file system refused.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        above = _make_directories(directory)
         written = []
         for item in objects.objects:
             path = directory / f"{item.label}.dcm"
             _write_durably(path, item.encoded)
             written.append((item, path, hashlib.sha256(item.encoded).hexdigest()))
-        for parent in (directory, directory.parent, directory.parent.parent):
+        for parent in {directory, directory.parent, directory.parent.parent, *above}:
             _sync_directory(parent)
     except OSError as error:
         raise RetryableError(f"cannot write results: {error.strerror or error}") from None
@@ -94,6 +94,17 @@ def write_messages(
     except OSError as error:
         raise RetryableError(f"cannot write messages: {error.strerror or error}") from None
     return written
+
+
+def _make_directories(directory: Path) -> list[Path]:
+    """Make `directory`; return the directories that have got a new entry by it."""
+    above = []
+    missing = directory
+    while not missing.is_dir():
+        missing = missing.parent
+        above.append(missing)
+    directory.mkdir(parents=True, exist_ok=True)
+    return above
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -121,9 +121,12 @@ class Spool:
         self.boot_id = boot_id or new_boot_id(datetime.now(UTC), os.urandom(4))
         self._files: FileOps = files or RealFiles()
         try:
+            new = not root.is_dir()
             for directory in (self.incoming, self.studies, self.quarantine, self._receivers):
                 directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
             self._files.fsync_directory(root)
+            if new:
+                self._files.fsync_directory(root.parent)
         except OSError as error:
             raise _failed("cannot use the spool directory", root, error) from error
         if not os.access(self.incoming, os.W_OK | os.X_OK):

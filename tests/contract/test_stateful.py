@@ -1,6 +1,6 @@
 """Random walks through the whole store, beside a model that says what must be true.
 
-The long campaign raises the number of steps (issue of durability); here it is a short one.
+A short one in the suite; a hundred thousand steps over each database in the long run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -45,6 +46,8 @@ class Expected:
 
 class StoreMachine(RuleBasedStateMachine):
     make_store: Callable[[], StoreUnderTest]
+    steps = 0
+    """Taken by all walks of this class."""
 
     @initialize()
     def start(self) -> None:
@@ -150,6 +153,10 @@ class StoreMachine(RuleBasedStateMachine):
             return str(connection.execute(statement).scalar_one())
 
     @invariant()
+    def one_more_step(self) -> None:
+        type(self).steps += 1
+
+    @invariant()
     def nothing_is_lost_and_nothing_exists_twice(self) -> None:
         if not hasattr(self, "store"):
             return
@@ -205,7 +212,16 @@ class StoreMachine(RuleBasedStateMachine):
         assert len(documents) == sum(bool(e.held) for e in self.expected.values())
 
 
-def test_random_walks(new_database: Callable[[], str]) -> None:
+LONG = [pytest.mark.long, pytest.mark.timeout(4 * 3600)]
+
+
+@pytest.mark.parametrize(
+    ("walks", "length", "at_least"),
+    [pytest.param(8, 20, 0, id="short"), pytest.param(2600, 50, 100_000, id="long", marks=LONG)],
+)
+def test_random_walks(
+    walks: int, length: int, at_least: int, new_database: Callable[[], str]
+) -> None:
     def make_store() -> StoreUnderTest:
         url = new_database()
         engine = open_engine(url)
@@ -219,9 +235,10 @@ def test_random_walks(new_database: Callable[[], str]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=8,
-            stateful_step_count=20,
+            max_examples=walks,
+            stateful_step_count=length,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+    assert machine.steps >= at_least

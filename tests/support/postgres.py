@@ -56,8 +56,11 @@ def free_port() -> int:
 class PostgresServer:
     """A server that can be stopped and started again, for tests of its restart."""
 
-    def __init__(self, binaries: Path, home: Path, user: str | None) -> None:
+    def __init__(
+        self, binaries: Path, home: Path, user: str | None, listen: str = "127.0.0.1"
+    ) -> None:
         self._binaries, self._home, self._user = binaries, home, user
+        self._listen = listen
         self._group = None if user is None else pwd.getpwnam(user).pw_gid
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
@@ -80,10 +83,14 @@ class PostgresServer:
             text=True,
         )
         assert done.returncode == 0, done.stderr
+        if self._listen != "127.0.0.1":
+            # Hosts that a test makes for itself: network namespaces.
+            with (self._home / "data" / "pg_hba.conf").open("a") as file:
+                file.write("host all all 10.0.0.0/8 trust\n")
 
     def start(self) -> None:
         # Durability is not what is tested here, and a server of our own has nothing to lose.
-        options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-k", self._home]
+        options = ["-c", "fsync=off", "-c", f"listen_addresses={self._listen}", "-k", self._home]
         with (self._home / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._home / "data", "-p", str(self.port)]
@@ -117,14 +124,14 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
-    """Run Debian's server in a temporary folder."""
+def postgres_server(*, listen: str = "127.0.0.1") -> Iterator[PostgresServer]:
+    """Run Debian's server in a temporary folder; beyond loopback only 10.0.0.0/8 gets in."""
     binaries = server_binaries()
     user = server_user()
     if binaries is None or (user is None and os.geteuid() == 0):
         missing(WHAT, PACKAGE)
     home = Path(tempfile.mkdtemp(prefix="pe-triage-pg-"))
-    server = PostgresServer(binaries, home, user)
+    server = PostgresServer(binaries, home, user, listen)
     try:
         if user is not None:
             shutil.chown(home, user)
