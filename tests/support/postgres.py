@@ -56,8 +56,11 @@ def free_port() -> int:
 class PostgresServer:
     """A server that can be stopped and started again, for tests of its restart."""
 
-    def __init__(self, binaries: Path, home: Path, user: str | None) -> None:
+    def __init__(
+        self, binaries: Path, home: Path, user: str | None, *, durable: bool = False
+    ) -> None:
         self._binaries, self._home, self._user = binaries, home, user
+        self._durable = durable
         self._group = None if user is None else pwd.getpwnam(user).pw_gid
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
@@ -82,8 +85,10 @@ class PostgresServer:
         assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
-        # Durability is not what is tested here, and a server of our own has nothing to lose.
-        options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-k", self._home]
+        options = ["-c", "listen_addresses=127.0.0.1", "-k", self._home]
+        if not self._durable:
+            # It is not what most tests are about, and a server of our own has nothing to lose.
+            options += ["-c", "fsync=off"]
         with (self._home / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._home / "data", "-p", str(self.port)]
@@ -117,14 +122,20 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
-    """Run Debian's server in a temporary folder."""
+def postgres_server(*, durable: bool = False) -> Iterator[PostgresServer]:
+    """Run Debian's server in a temporary folder.
+
+    Parameters
+    ----------
+    durable
+        Whether a commit waits for the disk, as on a site's server: for benchmarks.
+    """
     binaries = server_binaries()
     user = server_user()
     if binaries is None or (user is None and os.geteuid() == 0):
         missing(WHAT, PACKAGE)
     home = Path(tempfile.mkdtemp(prefix="pe-triage-pg-"))
-    server = PostgresServer(binaries, home, user)
+    server = PostgresServer(binaries, home, user, durable=durable)
     try:
         if user is not None:
             shutil.chown(home, user)
