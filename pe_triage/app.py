@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +28,7 @@ from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.config import Settings
 from pe_triage.domain import Outcome, ReceivedInstance, StudyState
 from pe_triage.errors import InputError, PeTriageError
+from pe_triage.health import Beats, Phase, Signs
 from pe_triage.logs import get_logger, setup_logging
 from pe_triage.node.link import ChildLink
 from pe_triage.node.supervisor import ProcessSpec, Supervisor
@@ -222,6 +223,7 @@ def run_node(settings: Settings) -> None:
             on_stopped=lambda name, pid: _release(
                 queue, owner_of(node_id, name, pid), log, counted=False
             ),
+            signs=Signs(settings.health_file),
         )
         try:
             supervisor.run(
@@ -245,13 +247,18 @@ def run_worker(settings: Settings) -> None:
         signal.signal(number, lambda *_: stop.set())
     owner = owner_of(f"worker-{uuid.uuid4().hex[:12]}", "worker", os.getpid())
     log = get_logger(owner=owner)
-    worker = _build_worker(settings, engine, owner)
-    log.info("worker.ready")
-    try:
-        worker.run(stop)
-    finally:
-        queue = JobQueue(engine, max_attempts=settings.max_attempts)
-        queue.release_owner(owner, "the worker was stopped", counted=False)
+    signs = Signs(settings.health_file)
+    signs.expect("worker", awaited=True)
+    with signs.written_down(stop):
+        worker = _build_worker(settings, engine, owner, Beats(lambda: signs.turned("worker")))
+        signs.ready("worker")
+        signs.enter(Phase.RUNNING)
+        log.info("worker.ready")
+        try:
+            worker.run(stop)
+        finally:
+            queue = JobQueue(engine, max_attempts=settings.max_attempts)
+            queue.release_owner(owner, "the worker was stopped", counted=False)
     log.info("worker.stopped")
 
 
@@ -334,6 +341,7 @@ def receiver_process(
             ),
             on_ready=link.ready,
             stop=link.stop,
+            on_turn=link.turned,
         )
 
 
@@ -341,7 +349,8 @@ def worker_process(settings: Settings, node_id: str, name: str, connection: Conn
     """Main of a worker process: the only kind that imports torch."""
     with _child(settings, connection) as link:
         engine = open_engine(settings.database_url)
-        worker = _build_worker(settings, engine, owner_of(node_id, name, os.getpid()))
+        owner = owner_of(node_id, name, os.getpid())
+        worker = _build_worker(settings, engine, owner, link.turned)
         link.ready()
         worker.run(link.stop)
 
@@ -438,10 +447,12 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
                 *keeping.timers(settings, engine, spool, guard, utc_now),
             ],
             loops=[*watchers.loops(asked), *committing.loops(settings, engine)],
-        ).run(link.stop, on_ready=link.ready)
+        ).run(link.stop, on_ready=link.ready, on_turn=link.turned)
 
 
-def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
+def _build_worker(
+    settings: Settings, engine: Engine, owner: str, on_turn: Callable[[], None]
+) -> Any:
     from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
 
@@ -469,6 +480,7 @@ def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
             drain_s=settings.drain_s,
         ),
         clock=local_now,
+        on_turn=on_turn,
     )
 
 

@@ -63,8 +63,21 @@ class Coordinator:
         self._loops = tuple(loops)
         self._log = get_logger()
 
-    def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
-        """Work until `stop`; then index what the receivers took in last."""
+    def run(
+        self,
+        stop: threading.Event,
+        on_ready: Callable[[], None],
+        on_turn: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Work until `stop`; then index what the receivers took in last.
+
+        Parameters
+        ----------
+        on_ready
+            Called once, when everything has been started.
+        on_turn
+            Called each time that the loop goes round.
+        """
         scheduler = BackgroundScheduler(
             timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
@@ -86,6 +99,7 @@ class Coordinator:
         on_ready()
         try:
             while not stop.is_set():
+                on_turn()
                 if self._index() == 0:
                     stop.wait(INDEX_PAUSE_S)
             while self._index() > 0:
