@@ -15,14 +15,11 @@ import argparse
 import dataclasses
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +37,7 @@ from pe_triage.store.engine import open_engine
 from pe_triage.store.jobs import JobQueue
 from pe_triage.store.migrate import upgrade
 from pe_triage.store.studies import StudyStore
-from tests.support.node import RunningNode, clean_environment, send, wait_for
+from tests.support.node import RunningNode, RunningWorker, send, wait_for
 from tests.support.peers import dcmtk_environment, require_program
 from tests.support.postgres import postgres_server
 
@@ -93,62 +90,38 @@ def hold(engine: Engine, until: float) -> None:
         connection.execute(update(jobs).where(jobs.c.state == "QUEUED").values(available_at=until))
 
 
-class RunningWorker:
-    """A ``pe-triage worker`` of one thread."""
-
-    def __init__(self, data_dir: Path, url: str, bundle: Path) -> None:
-        self.ready, self.lines = threading.Event(), list[str]()
-        command = [
-            *(sys.executable, "-m", "pe_triage", "worker", "--no-send", "--model", str(bundle)),
-            *("--data-dir", str(data_dir), "--database", url),
-        ]
-        # One thread, also in the libraries below: more workers are what is measured.
-        environment = {**clean_environment(), "PE_TRIAGE_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if '"worker.ready"' in line:
-                self.ready.set()
-
-    def cpu_s(self) -> float:
-        """Processor time that it has taken so far."""
-        times = psutil.Process(self.process.pid).cpu_times()
-        return float(times.user + times.system)
-
-    def stop(self) -> None:
-        """End it as a service manager does."""
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0, "".join(self.lines[-20:])
+def cpu_s(worker: RunningWorker) -> float:
+    """Processor time that it has taken so far."""
+    times = psutil.Process(worker.process.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 @contextmanager
 def workers(count: int, data_dir: Path, url: str, bundle: Path) -> Iterator[list[RunningWorker]]:
     """`count` workers that are ready."""
-    started = [RunningWorker(data_dir, url, bundle) for _ in range(count)]
-    try:
-        for worker in started:
-            assert worker.ready.wait(180), "".join(worker.lines[-20:])
-        yield started
-    finally:
-        for worker in started:
-            worker.stop()
+    flags = ("--no-send", "--model", bundle, "--data-dir", data_dir, "--database", url)
+    # One thread, also in the libraries below: more workers are what is measured.
+    environment = {"PE_TRIAGE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(RunningWorker(*flags, environment=environment))
+            for _ in range(count)
+        ]
+        yield [worker.wait_ready(300) for worker in started]
+        assert [worker.stop() for worker in started] == [0] * count
 
 
 def race(engine: Engine, running: list[RunningWorker], studies: int) -> dict[str, float]:
     """Let the workers go and wait until nothing is left."""
     queue = JobQueue(engine)
-    before = sum(worker.cpu_s() for worker in running)
+    before = sum(cpu_s(worker) for worker in running)
     started = time.monotonic()
     hold(engine, 0.0)
     while queue.pending().total:
         assert all(worker.process.poll() is None for worker in running)
         time.sleep(0.05)
     took = time.monotonic() - started
-    spent = sum(worker.cpu_s() for worker in running) - before
+    spent = sum(cpu_s(worker) for worker in running) - before
     return {
         "studies_per_hour": round(3600 * studies / took, 1),
         "cpu_s_per_study": round(spent / studies, 2),
