@@ -81,9 +81,8 @@ class Signs:
         self._loops[name] = _Loop(awaited=awaited)
 
     def ready(self, name: str) -> None:
-        """Say that a process can do its work now."""
-        loop = self._loops[name]
-        loop.ready, loop.turned_at = True, self._clock()
+        """Say that a process can do its work now; it may be waiting for its turn to."""
+        self._loops[name].ready = True
 
     def turned(self, name: str) -> None:
         """Say that a process's loop went round."""

@@ -91,6 +91,7 @@ def test_a_program_that_hangs_or_is_gone(signs: Signs, clock: Clock, ask: Ask) -
 def test_one_process_that_hangs(signs: Signs, clock: Clock, path: Path, ask: Ask) -> None:
     signs.ready("receiver-1")
     signs.ready("worker-1")
+    signs.turned("worker-1")
     signs.enter(Phase.RUNNING)
     for _ in range(int(SILENT_S / 10)):
         clock.now += 10
@@ -101,8 +102,10 @@ def test_one_process_that_hangs(signs: Signs, clock: Clock, path: Path, ask: Ask
     signs.turned("receiver-1")
     assert ask() == (False, False)
     assert judge(path, ready=False, now=clock.now).words == "worker-1 hangs: silent for 601 s"
-    # One that has not begun cannot hang: a start may take as long as it takes.
+    # One that has not begun cannot hang: a start may take as long as it takes, and a process that
+    # is ready may wait for its turn.
     signs.expect("worker-1", awaited=False)
+    signs.ready("worker-1")
     signs.write()
     assert ask() == (True, True)
 
