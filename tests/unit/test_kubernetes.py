@@ -42,7 +42,7 @@ def manifests() -> Iterator[Manifest]:
 
 ALL = list(manifests())
 BY_NAME = {(doc["kind"], doc["metadata"]["name"]): doc for doc in ALL}
-NODE = BY_NAME["Deployment", "pe-triage-node"]
+NODE = BY_NAME["StatefulSet", "pe-triage-node"]
 WORKER = BY_NAME["Deployment", "pe-triage-worker"]
 UPGRADE = BY_NAME["Job", "pe-triage-db-upgrade"]
 SCALER = BY_NAME["HorizontalPodAutoscaler", "pe-triage-worker"]
@@ -56,12 +56,22 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@pytest.fixture(scope="module")
-def settings() -> Settings:
-    """The configuration of the ConfigMap, as the pods get it."""
+def config() -> dict[str, Any]:
+    """The table of the ConfigMap."""
     path = FOLDER / "base" / "config.yaml"
     text = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["pe-triage.toml"]
-    return load_settings(tomllib.loads(text), environ={})
+    return tomllib.loads(text)
+
+
+def shared_dir() -> str:
+    return str(config()["shared_dir"])
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    """The configuration as the pods get it: the database's URL by a variable."""
+    environ = {"PE_TRIAGE_DATABASE": "postgresql://petriage@db.example/petriage"}
+    return load_settings(config(), environ=environ)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -173,7 +183,6 @@ def test_probes_ask_for_the_file_that_is_written(settings: Settings) -> None:
         assert settings.health_file is not None
         # Of this pod alone: on the shared storage one pod's file would speak for another.
         assert "emptyDir" in volumes[mounts[str(settings.health_file.parent)]]
-        assert "persistentVolumeClaim" in volumes[mounts[str(settings.data_dir)]]
 
 
 def test_a_pod_is_given_longer_to_end_than_it_takes(settings: Settings) -> None:
@@ -219,12 +228,23 @@ def test_ports_and_selectors_meet(settings: Settings) -> None:
     assert policy == UPGRADE["spec"]["template"]["metadata"]["labels"]
 
 
-def test_storage_is_shared_and_the_data_directory_is_one_nodes() -> None:
-    claim = BY_NAME["PersistentVolumeClaim", "pe-triage"]["spec"]
-    assert claim["accessModes"] == ["ReadWriteMany"]
-    # A second node on the same data directory is refused by its lock.
-    assert NODE["spec"]["replicas"] == 1
-    assert NODE["spec"]["strategy"] == {"type": "Recreate"}
+def test_the_store_is_shared_and_each_node_is_itself() -> None:
+    claim = BY_NAME["PersistentVolumeClaim", "pe-triage"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    shared = {"claimName": claim["metadata"]["name"]}
+    for doc in (NODE, WORKER):
+        container = doc["spec"]["template"]["spec"]["containers"][0]
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {v["name"]: v for v in doc["spec"]["template"]["spec"]["volumes"]}
+        assert volumes[mounts[str(shared_dir())]]["persistentVolumeClaim"] == shared
+    # Two nodes that found one data directory would take each other for themselves.
+    (own,) = NODE["spec"]["volumeClaimTemplates"]
+    container = NODE["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": own["metadata"]["name"], "mountPath": str(config()["data_dir"])} in (
+        container["volumeMounts"]
+    )
+    assert NODE["spec"]["serviceName"] == BY_NAME["Service", "pe-triage-nodes"]["metadata"]["name"]
+    assert NODE["spec"]["replicas"] == 2
 
 
 def test_the_database_is_named_by_a_secret_only() -> None:
