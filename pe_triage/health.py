@@ -16,7 +16,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -180,11 +180,8 @@ def judge(path: Path, *, ready: bool, now: float | None = None) -> Verdict:
         Monotonic seconds; default: now.
     """
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
-        phase = Phase(document["phase"])
-        age_s = (time.monotonic() if now is None else now) - float(document["written_at"])
-        loops: Mapping[str, Mapping[str, Any]] = document["loops"]
-        return _judged(phase, age_s, loops, ready=ready, written_at=float(document["written_at"]))
+        document = json.loads(path.read_text(encoding="ascii"))
+        return _judged(document, time.monotonic() if now is None else now, ready=ready)
     except FileNotFoundError:
         return Verdict(well=False, words=f"no health file {path}: it has not started")
     except OSError as error:
@@ -193,14 +190,9 @@ def judge(path: Path, *, ready: bool, now: float | None = None) -> Verdict:
         return Verdict(well=False, words=f"{path} is no health file")
 
 
-def _judged(
-    phase: Phase,
-    age_s: float,
-    loops: Mapping[str, Mapping[str, Any]],
-    *,
-    ready: bool,
-    written_at: float,
-) -> Verdict:
+def _judged(document: dict[str, Any], now: float, *, ready: bool) -> Verdict:
+    phase, loops = Phase(document["phase"]), document["loops"]
+    age_s = now - float(document["written_at"])
     limit_s = DRAIN_S if phase is Phase.STOPPING else STALE_S
     # A machine's clock of this kind begins anew with each start: an older file lies in the future.
     if not 0.0 <= age_s <= limit_s:
@@ -212,9 +204,8 @@ def _judged(
     for name, loop in loops.items():
         if ready and loop["awaited"] and not loop["ready"]:
             return Verdict(well=False, words=f"{name} is not ready yet")
-        if loop["ready"] and loop["turned_at"] is not None:
-            silent_s = age_s + written_at - float(loop["turned_at"])
-            if silent_s > SILENT_S:
-                return Verdict(well=False, words=f"{name} hangs: silent for {silent_s:.0f} s")
-    return Verdict(well=True, words=f"{phase}, {sum(bool(i['ready']) for i in loops.values())} of "
-                   f"{len(loops)} processes ready")  # fmt: skip
+        if loop["turned_at"] is not None and now - loop["turned_at"] > SILENT_S:
+            silent_s = now - loop["turned_at"]
+            return Verdict(well=False, words=f"{name} hangs: silent for {silent_s:.0f} s")
+    count = sum(bool(loop["ready"]) for loop in loops.values())
+    return Verdict(well=True, words=f"{phase}, {count} of {len(loops)} processes ready")

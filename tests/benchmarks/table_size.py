@@ -94,13 +94,16 @@ def measure(engine: Engine, folder: Path, size: int, times: int) -> dict[str, fl
 
 
 class fast:  # noqa: N801 - reads as a word
-    """Let a SQLite engine not wait for the disk while it is filled."""
+    """Let a SQLite engine neither wait for the disk nor check keys while it is filled."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def _hurry(self, dbapi: Any, *_: object) -> None:
-        for pragma in ("synchronous = OFF", "journal_mode = MEMORY", "cache_size = -200000"):
+        for pragma in (
+            *("synchronous = OFF", "journal_mode = OFF"),
+            *("foreign_keys = OFF", "cache_size = -400000"),
+        ):
             dbapi.execute(f"PRAGMA {pragma}")
 
     def __enter__(self) -> None:
