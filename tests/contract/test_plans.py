@@ -219,3 +219,15 @@ def pages(store: StoreUnderTest, statement: str, parameters: Any) -> int:
         connection.rollback()
     plan_ = document[0]["Plan"]
     return int(plan_["Shared Hit Blocks"] + plan_["Shared Read Blocks"])
+
+
+@pytest.mark.parametrize("backend", ["postgresql"])
+def test_no_statement_is_planned_for_any_value(store: StoreUnderTest) -> None:
+    """What psycopg has prepared goes on to be planned for its values, so that it finds its index."""
+    for _ in range(20):
+        assert store.queue.claim(OWNER, 30.0) is None
+    counts = "SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements"
+    with store.engine.connect() as connection:
+        custom, generic = connection.execute(text(counts)).one()
+    assert custom > 0
+    assert generic == 0
