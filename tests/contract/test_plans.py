@@ -223,7 +223,7 @@ def pages(store: StoreUnderTest, statement: str, parameters: Any) -> int:
 
 @pytest.mark.parametrize("backend", ["postgresql"])
 def test_no_statement_is_planned_for_any_value(store: StoreUnderTest) -> None:
-    """What psycopg has prepared goes on to be planned for its values, so that it finds its index."""
+    """What psycopg has prepared goes on to be planned for its values, and finds its index."""
     for _ in range(20):
         assert store.queue.claim(OWNER, 30.0) is None
     counts = "SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements"
