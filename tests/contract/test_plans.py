@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +11,7 @@ from sqlalchemy import Select, event, insert, select, text
 from pe_triage.store import schema
 from pe_triage.store.documents import worklist
 from pe_triage.store.jobs import claimable
-from tests.support.many_studies import OWNER, QUESTIONS, Node, fill
+from tests.support.many_studies import OWNER, QUESTIONS, Node, cost, fill
 from tests.support.store import PACS, StoreUnderTest
 
 MANY = 3000
@@ -163,62 +162,12 @@ def test_what_is_asked_all_day_costs_the_same_however_much_is_held(
     for size in (FEW, MORE):
         if (backend, size) not in costs:
             fill(store.engine, size)
-            costs[backend, size] = {"claim": cost(store, lambda n: n.queue.claim(OWNER, 30.0))}
-            costs[backend, size] |= {asked: cost(store, ask) for asked, ask in QUESTIONS.items()}
+            node = Node(store.engine, store.data_dir)
+            costs[backend, size] = {"claim": cost(node, lambda n: n.queue.claim(OWNER, 30.0))}
+            costs[backend, size] |= {asked: cost(node, ask) for asked, ask in QUESTIONS.items()}
     few, more = costs[backend, FEW][name], costs[backend, MORE][name]
     # A tree that is a level deeper is no growth; a table that is read through is.
     assert more <= 2 * few + 20, (few, more)
-
-
-def cost(store: StoreUnderTest, ask: Callable[[Node], object]) -> int:
-    """Work of the database, as it counts it: PostgreSQL in pages, SQLite in hundreds of steps.
-
-    PostgreSQL is told to read no table through where an index could serve, as it decides by itself
-    once the tables are large.
-    """
-    store.engine.dispose()
-    steps = 0
-
-    def step() -> None:
-        nonlocal steps
-        steps += 1
-
-    seen: list[tuple[str, Any]] = []
-    counting = store.engine.dialect.name == "sqlite"
-
-    def on_connect(dbapi: Any, _record: Any) -> None:
-        if counting:
-            dbapi.set_progress_handler(step, 100)
-        else:
-            dbapi.execute("SET enable_seqscan = off")
-            dbapi.commit()
-
-    def on_execute(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
-        seen.append((statement, parameters))
-
-    event.listen(store.engine, "connect", on_connect)
-    event.listen(store.engine, "before_cursor_execute", on_execute)
-    try:
-        ask(Node(store.engine, store.data_dir))
-    finally:
-        event.remove(store.engine, "before_cursor_execute", on_execute)
-    if not counting:
-        steps = sum(pages(store, *asked) for asked in seen)
-    event.remove(store.engine, "connect", on_connect)
-    store.engine.dispose()
-    return steps
-
-
-def pages(store: StoreUnderTest, statement: str, parameters: Any) -> int:
-    """Pages that PostgreSQL looks at for one statement, which is not kept."""
-    if not statement.lstrip().startswith(("SELECT", "UPDATE")):
-        return 0
-    explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
-    with store.engine.connect() as connection:
-        document = connection.exec_driver_sql(explain + statement, parameters).scalar_one()
-        connection.rollback()
-    plan_ = document[0]["Plan"]
-    return int(plan_["Shared Hit Blocks"] + plan_["Shared Read Blocks"])
 
 
 @pytest.mark.parametrize("backend", ["postgresql"])

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from pe_triage.monitoring import WatchTable
 from pe_triage.store import schema
@@ -173,3 +174,54 @@ QUESTIONS: Mapping[str, Callable[[Node], object]] = {
 
 Not among them is what is asked by the hour and reads every run ever made, and says so.
 """
+
+
+def cost(node: Node, ask: Callable[[Node], object]) -> int:
+    """Work of the database, as it counts it: PostgreSQL in pages, SQLite in hundreds of steps.
+
+    PostgreSQL is told to read no table through where an index could serve, as it decides by itself
+    once the tables are large.
+    """
+    node.engine.dispose()
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    seen: list[tuple[str, Any]] = []
+    counting = node.engine.dialect.name == "sqlite"
+
+    def on_connect(dbapi: Any, _record: Any) -> None:
+        if counting:
+            dbapi.set_progress_handler(step, 100)
+        else:
+            dbapi.execute("SET enable_seqscan = off")
+            dbapi.commit()
+
+    def on_execute(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(node.engine, "connect", on_connect)
+    event.listen(node.engine, "before_cursor_execute", on_execute)
+    try:
+        ask(node)
+    finally:
+        event.remove(node.engine, "before_cursor_execute", on_execute)
+    if not counting:
+        steps = sum(_pages(node, *asked) for asked in seen)
+    event.remove(node.engine, "connect", on_connect)
+    node.engine.dispose()
+    return steps
+
+
+def _pages(node: Node, statement: str, parameters: Any) -> int:
+    """Pages that PostgreSQL looks at for one statement, which is not kept."""
+    if not statement.lstrip().startswith(("SELECT", "UPDATE")):
+        return 0
+    explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
+    with node.engine.connect() as connection:
+        document = connection.exec_driver_sql(explain + statement, parameters).scalar_one()
+        connection.rollback()
+    plan_ = document[0]["Plan"]
+    return int(plan_["Shared Hit Blocks"] + plan_["Shared Read Blocks"])
