@@ -29,6 +29,7 @@ from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.config import Settings
 from pe_triage.domain import Outcome, ReceivedInstance, StudyState
 from pe_triage.errors import InputError, PeTriageError
+from pe_triage.health import Beats, Phase, Signs
 from pe_triage.logs import get_logger, setup_logging
 from pe_triage.node.link import ChildLink
 from pe_triage.node.supervisor import ProcessSpec, Supervisor
@@ -244,6 +245,7 @@ def run_node(settings: Settings, mains: Mains | None = None) -> None:
             on_stopped=lambda name, pid: _release(
                 queue, leases, owner_of(node_id, name, pid), log, counted=False
             ),
+            signs=Signs(settings.health_file),
         )
         try:
             with sharing.living(settings, engine, node_id, stop):
@@ -273,14 +275,19 @@ def run_worker(settings: Settings, load: Load = load_predictor) -> None:
         signal.signal(number, lambda *_: stop.set())
     owner = owner_of(f"worker-{uuid.uuid4().hex[:12]}", "worker", os.getpid())
     log = get_logger(owner=owner)
-    try:
-        with listening(engine) as bells:
-            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS], load)
+    signs = Signs(settings.health_file)
+    signs.expect("worker", awaited=True)
+    with signs.written_down(stop), listening(engine) as bells:
+        turned = Beats(lambda: signs.turned("worker"))
+        try:
+            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS], load, turned)
+            signs.ready("worker")
+            signs.enter(Phase.RUNNING)
             log.info("worker.ready")
             worker.run(stop)
-    finally:
-        queue = JobQueue(engine, max_attempts=settings.max_attempts)
-        queue.release_owner(owner, "the worker was stopped", counted=False)
+        finally:
+            queue = JobQueue(engine, max_attempts=settings.max_attempts)
+            queue.release_owner(owner, "the worker was stopped", counted=False)
     log.info("worker.stopped")
 
 
@@ -372,6 +379,7 @@ def receiver_process(
             ),
             on_ready=link.ready,
             stop=link.stop,
+            on_turn=link.turned,
         )
 
 
@@ -388,7 +396,7 @@ def worker_process(
         engine = open_engine(settings.database_url)
         owner = owner_of(host.node_id, name, os.getpid())
         with listening(engine) as bells:
-            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS], load)
+            worker = _build_worker(settings, engine, owner, bells[Topic.JOBS], load, link.turned)
             link.ready()
             worker.run(link.stop)
 
@@ -501,7 +509,7 @@ def coordinator_process(settings: Settings, host: Host, connection: Connection) 
             living_boots=part.living_boots,
             hosts=part.hosts,
             leading=part.leading,
-        ).run(link.stop, on_ready=part.on_ready)
+        ).run(link.stop, on_ready=part.on_ready, on_turn=link.turned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -517,7 +525,14 @@ class Mains:
     coordinator: Callable[..., None] = coordinator_process
 
 
-def _build_worker(settings: Settings, engine: Engine, owner: str, bell: Bell, load: Load) -> Any:
+def _build_worker(
+    settings: Settings,
+    engine: Engine,
+    owner: str,
+    bell: Bell,
+    load: Load,
+    on_turn: Callable[[], None],
+) -> Any:
     from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
 
@@ -547,6 +562,7 @@ def _build_worker(settings: Settings, engine: Engine, owner: str, bell: Bell, lo
         ),
         clock=local_now,
         bell=bell,
+        on_turn=on_turn,
     )
 
 

@@ -230,6 +230,11 @@ class Settings(BaseModel):
     drain_s: Annotated[float, Field(ge=0)] = Field(
         default=20.0, description="Seconds given to running associations and jobs on SIGTERM."
     )
+    health_file: Path | None = Field(
+        default=None,
+        description="File in which a node or a worker says every 2 s that it lives, for "
+        "`pe-triage health`; one for each; without it none is written.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe event that is logged."
     )

@@ -43,6 +43,7 @@ COMMANDS: dict[str, _Lazy] = {
     "reconcile": _Lazy(
         "reconcile", "Compare a day with the PACS: what never came, or got nothing."
     ),
+    "health": _Lazy("health", "Say whether a node or worker lives, for probes."),
     "echo": _Lazy("echo", "Send a C-ECHO to a peer."),
     "db": _Lazy("db", "Manage the database schema."),
     "backup": _Lazy("backup", "Copy database and files of a node, also while it runs."),

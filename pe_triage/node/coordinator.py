@@ -127,8 +127,21 @@ class Coordinator:
         self._wall_s = wall_s
         self._log = get_logger()
 
-    def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
-        """Work until `stop`; then index what the receivers took in last."""
+    def run(
+        self,
+        stop: threading.Event,
+        on_ready: Callable[[], None],
+        on_turn: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Work until `stop`; then index what the receivers took in last.
+
+        Parameters
+        ----------
+        on_ready
+            Called once, when everything has been started.
+        on_turn
+            Called each time that the loop goes round.
+        """
         scheduler = BackgroundScheduler(
             timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
@@ -151,6 +164,7 @@ class Coordinator:
         set_back = SetBack(self._wall_s)
         try:
             while not stop.is_set():
+                on_turn()
                 if set_back():
                     self._log.warning("clock.set_back")
                     for job in scheduler.get_jobs():

@@ -1,6 +1,7 @@
 """The line between the supervisor and one of its processes.
 
-A child learns two things from its end of the pipe: that it should stop, and that its supervisor is
+A child says that it is ready and, every few seconds, that its main loop goes round; and it learns
+two things from its end of the pipe: that it should stop, and that its supervisor is
 gone. The second must not be missed: a worker that outlives a killed supervisor would go on
 working beside the one that the next start brings. The kernel closes a dead process's pipes, so the
 end of the stream is the sign, on every platform.
@@ -8,13 +9,17 @@ end of the stream is the sign, on every platform.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 from multiprocessing.connection import Connection
 
+from pe_triage.health import Beats
+
 STOP = "stop"
 READY = "ready"
+TURNED = "turned"
 
 
 class ChildLink:
@@ -28,6 +33,9 @@ class ChildLink:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._sending = threading.Lock()
+        self.turned = Beats(self._tell_turned)
+        """To be called each time that the process's main loop goes round."""
         self.stop = threading.Event()
         """Set when the process should finish what it is doing and return."""
 
@@ -44,7 +52,13 @@ class ChildLink:
 
     def ready(self) -> None:
         """Tell the supervisor that this process can do its work."""
-        self._connection.send(READY)
+        with self._sending:
+            self._connection.send(READY)
+
+    def _tell_turned(self) -> None:
+        # A supervisor that is gone is noticed by the lifeline, not here.
+        with self._sending, contextlib.suppress(OSError):
+            self._connection.send(TURNED)
 
     def _listen(self) -> None:
         while True:

@@ -231,9 +231,7 @@ class Retriever:
     def _end(self, wanted: Wanted) -> None:
         if self._retrievals is not None:
             self._retrievals.end(wanted.study_uid)
-        self._log.info(
-            "retrieval.done", study_uid=wanted.study_uid, instances=len(wanted.uids)
-        )
+        self._log.info("retrieval.done", study_uid=wanted.study_uid, instances=len(wanted.uids))
 
     def _ask(self, study_uid: str) -> Wanted:
         try:

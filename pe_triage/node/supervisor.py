@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from pe_triage.health import Phase, Signs
 from pe_triage.logs import get_logger
-from pe_triage.node.link import READY, STOP
+from pe_triage.node.link import READY, STOP, TURNED
 
 RESTART_FIRST_S = 0.5
 RESTART_MAX_S = 30.0
@@ -81,6 +82,8 @@ class Supervisor:
         a receiver from being started again.
     on_stopped
         Called in the same way for each that ended, or had to be killed, because the node stops.
+    signs
+        Where it is written down that all this lives.
     """
 
     def __init__(
@@ -90,12 +93,14 @@ class Supervisor:
         drain_s: float,
         on_death: Callable[[str, int], None],
         on_stopped: Callable[[str, int], None] = _nothing,
+        signs: Signs | None = None,
     ) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._children = [_Child(spec=spec) for spec in specs]
         self._drain_s = drain_s
         self._on_death = on_death
         self._on_stopped = on_stopped
+        self._signs = Signs(None) if signs is None else signs
         self._releases: list[threading.Thread] = []
         self._log = get_logger()
 
@@ -115,12 +120,15 @@ class Supervisor:
                 self._start(child)
             while not should_stop():
                 self._attend()
+                self._signs.tick()
                 if not announced and all(
                     child.ready for child in self._children if child.spec.awaited
                 ):
                     announced = True
+                    self._signs.enter(Phase.RUNNING)
                     on_ready()
         finally:
+            self._signs.enter(Phase.STOPPING)
             self._stop_all()
 
     def _start(self, child: _Child) -> None:
@@ -134,6 +142,7 @@ class Supervisor:
         theirs.close()
         child.connection = ours
         child.ready = False
+        self._signs.expect(child.spec.name, awaited=child.spec.awaited)
         child.started_at = time.monotonic()
         self._log.debug("process.started", process=child.spec.name, pid=child.process.pid)
 
@@ -161,9 +170,13 @@ class Supervisor:
     def _read(self, child: _Child) -> None:
         assert child.connection is not None
         try:
-            if child.connection.recv() == READY:
+            message = child.connection.recv()
+            if message == READY:
                 child.ready = True
+                self._signs.ready(child.spec.name)
                 self._log.info("process.ready", process=child.spec.name)
+            elif message == TURNED:
+                self._signs.turned(child.spec.name)
         except (EOFError, OSError):
             child.connection.close()
             child.connection = None
@@ -184,6 +197,7 @@ class Supervisor:
         child.process.close()
         child.process = None
         child.ready = False
+        self._signs.expect(child.spec.name, awaited=child.spec.awaited)
         if child.connection is not None:
             child.connection.close()
             child.connection = None

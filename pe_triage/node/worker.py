@@ -107,6 +107,8 @@ class Worker:
         What to do while there is no job; None: nothing.
     bell
         Rings when a job waits; None: it looks every `WorkerOptions.poll_s`.
+    on_turn
+        Called as the work goes on: at each look into the queue and at each step of an analysis.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Worker:
         clock: Callable[[], datetime],
         ahead: Ahead | None = None,
         bell: Bell | None = None,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
         self._queue = queue
         self._studies = studies
@@ -129,6 +132,7 @@ class Worker:
         self._clock = clock
         self._ahead = ahead
         self._bell = bell or Looking(options.poll_s)
+        self._on_turn = on_turn
         self._log = get_logger(owner=options.owner)
 
     def run(self, stop: threading.Event) -> None:
@@ -144,6 +148,7 @@ class Worker:
 
     def _work(self, stop: threading.Event) -> None:
         while not stop.is_set():
+            self._on_turn()
             heard = self._bell.heard()
             try:
                 if not self.step(stop):
@@ -162,7 +167,9 @@ class Worker:
         log = self._log.bind(study_uid=job.study_uid, job_id=job.job_id, run=job.run)
         log.info("job.claimed", attempt=job.attempt)
         resting = nullcontext() if self._ahead is None else self._ahead.resting()
-        beating = _Heartbeat(self._queue, job, self._options, stop or threading.Event())
+        beating = _Heartbeat(
+            self._queue, job, self._options, stop or threading.Event(), self._on_turn
+        )
         with resting, beating as heart:
             try:
                 self._run_job(job, heart, log)
@@ -323,12 +330,18 @@ class _Heartbeat:
     """
 
     def __init__(
-        self, queue: JobQueue, job: Job, options: WorkerOptions, stop: threading.Event
+        self,
+        queue: JobQueue,
+        job: Job,
+        options: WorkerOptions,
+        stop: threading.Event,
+        on_turn: Callable[[], None],
     ) -> None:
         self._queue = queue
         self._job = job
         self._options = options
         self._stop = stop
+        self._on_turn = on_turn
         self.handed_back = False
         """Whether the job was given back because the node stops."""
         self._done = threading.Event()
@@ -345,6 +358,7 @@ class _Heartbeat:
 
     def check(self) -> None:
         """Raise `LeaseLostError` as soon as another worker may own the job."""
+        self._on_turn()
         if self._lost.is_set():
             raise LeaseLostError("the lease of this job was lost")
 

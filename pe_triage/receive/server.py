@@ -114,6 +114,7 @@ class SharedListenerServer(AssociationServer):
         self._open: set[StoreAssociation] = set()
         self._open_lock = threading.Lock()
         self._collected_s = time.monotonic()
+        self.on_turn: Callable[[], None] = lambda: None
         super().__init__(
             ae,
             listener.getsockname(),
@@ -163,7 +164,8 @@ class SharedListenerServer(AssociationServer):
         self.log.error("receiver.connection_failed", peer_host=str(client_address[0]))
 
     def service_actions(self) -> None:
-        """Collect the cycles that ended associations leave, now and then."""
+        """Say that the loop went round; now and then collect what ended associations leave."""
+        self.on_turn()
         if time.monotonic() - self._collected_s > _COLLECT_S:
             gc.collect()
             self._collected_s = time.monotonic()
@@ -205,6 +207,7 @@ def run_receiver(
     options: ReceiverOptions,
     on_ready: Callable[[], None],
     stop: threading.Event,
+    on_turn: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve `listen_socket` until `stop` is set, then drain.
 
@@ -219,6 +222,8 @@ def run_receiver(
         Called once associations are accepted.
     stop
         Set from any thread or a signal handler.
+    on_turn
+        Called each time that the loop which accepts goes round.
 
     Raises
     ------
@@ -236,6 +241,7 @@ def run_receiver(
     ae.acse_timeout = options.acse_timeout_s
     ae.network_timeout = options.network_timeout_s
     server = SharedListenerServer(ae, listen_socket, options, service)
+    server.on_turn = on_turn
     accepting = threading.Thread(
         target=server.serve_forever, args=(_POLL_S,), name="receiver-accept", daemon=True
     )

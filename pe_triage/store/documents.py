@@ -75,7 +75,10 @@ def worklist(
         studies.c.urgency, studies.c.received_at, studies.c.study_uid
     )
     if since is not None:
-        statement = statement.where(studies.c.received_at >= since)
+        # With the urgencies named, the worklist's own order is searched and not read through.
+        statement = statement.where(
+            studies.c.urgency.in_(sorted(schema.URGENCY.values())), studies.c.received_at >= since
+        )
     if limit is not None:
         statement = statement.limit(limit)
     with read(engine) as connection:

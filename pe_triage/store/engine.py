@@ -63,6 +63,11 @@ SESSION_LIMITS_S: Mapping[str, int] = {
 """The server's limits for one of our transactions, which take milliseconds. The second frees the
 rows that a vanished machine of ours had locked."""
 
+PLAN_CACHE_MODE = "force_custom_plan"
+"""PostgreSQL plans each statement for its values (PostgreSQL 15, section 20.7.4). psycopg prepares
+what it sends often; a plan for any value cannot use an index of the rows in one state, and where it
+only asks whether there is such a row, PostgreSQL takes it for cheap and reads the whole table."""
+
 RETRIED_SQLSTATES = frozenset({"40001", "40P01"})
 """PostgreSQL: serialization failure, deadlock detected. The transaction was surely rolled back."""
 
@@ -178,6 +183,7 @@ def _on_postgresql_connect(dbapi_connection: Any, _record: Any) -> None:
     with dbapi_connection.cursor() as cursor:
         for name, limit_s in SESSION_LIMITS_S.items():
             cursor.execute(f"SET {name} = '{limit_s}s'")
+        cursor.execute(f"SET plan_cache_mode = {PLAN_CACHE_MODE}")
     dbapi_connection.commit()
 
 

@@ -129,6 +129,8 @@ studies = Table(
     Column("corrected_at", UtcDateTime),
     Column("corrections", Integer, nullable=False, server_default="0"),
     Index("ix_studies_worklist", "urgency", "received_at", "study_uid"),
+    # What came within a day, and when anything came last.
+    Index(None, "received_at"),
     Index(
         "ix_studies_receiving",
         "study_uid",
@@ -225,6 +227,8 @@ jobs = Table(
     Column("attention_entropy", Double),
     UniqueConstraint("study_uid", "run"),
     Index(None, "completed_at"),
+    # When a model gave its first answer.
+    Index("ix_jobs_model", "model_sha256", "completed_at"),
     Index(
         "ix_jobs_claim",
         "rank",
@@ -294,6 +298,20 @@ deliveries = Table(
     Column("abandoned_why", SafeText),
     UniqueConstraint("result_id", "destination"),
     Index(None, "job_id", "state"),
+    Index(
+        "ix_deliveries_parked",
+        "destination",
+        postgresql_where=text("state = 'PARKED'"),
+        sqlite_where=text("state = 'PARKED'"),
+    ),
+    # When a destination last took anything.
+    Index(
+        "ix_deliveries_taken",
+        "destination",
+        "sent_at",
+        postgresql_where=text("sent_at IS NOT NULL"),
+        sqlite_where=text("sent_at IS NOT NULL"),
+    ),
     Index(
         "ix_deliveries_commit",
         "destination",

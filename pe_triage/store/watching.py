@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, func, select, union
 
 from pe_triage.domain import DeliveryState, InstanceRole, Outcome, StudyState
 from pe_triage.monitoring import WatchTable
@@ -101,13 +101,16 @@ class WatchStore:
                 )
             )[0]
             # A run that hangs, too, and one that is tried again and again for ever.
-            unanswered += one(
-                select(func.count(func.distinct(_jobs.c.study_uid))).where(
-                    _jobs.c.state.in_(ACTIVE),
+            late = (
+                # One question for each state: each has an index that holds nothing else.
+                select(_jobs.c.study_uid).where(
+                    _jobs.c.state == state,
                     _jobs.c.rank < Rank.BACKFILL,
                     _jobs.c.created_at < now - timedelta(seconds=settings.absent_s),
                 )
-            )[0]
+                for state in ACTIVE
+            )
+            unanswered += one(select(func.count()).select_from(union(*late).subquery()))[0]
             came_at = one(select(func.max(studies.c.received_at)))[0]
             ended_at = one(select(func.max(_jobs.c.completed_at)))[0]
             answer_at = one(
@@ -233,8 +236,13 @@ def _epoch(connection: Connection, since: datetime | None) -> datetime | None:
     model = connection.execute(newest).scalar_one_or_none()
     if model is None:
         return None
+    # Its first in the order of models and times. Asked for the least time of this model, PostgreSQL
+    # goes by time alone and reads all that earlier models ever answered.
     first: datetime = connection.execute(
-        select(func.min(_jobs.c.completed_at)).where(_counted(), _jobs.c.model_sha256 == model)
+        select(_jobs.c.completed_at)
+        .where(_counted(), _jobs.c.model_sha256 >= model)
+        .order_by(_jobs.c.model_sha256, _jobs.c.completed_at)
+        .limit(1)
     ).scalar_one()
     return first if since is None else max(first, since)
 
@@ -302,7 +310,9 @@ def _waiting(connection: Connection, now: datetime) -> tuple[Waiting, ...]:
     found = []
     for name in sorted(pending.keys() | parked.keys()):
         taken_at = connection.execute(
-            select(func.max(table.c.sent_at)).where(table.c.destination == name)
+            select(func.max(table.c.sent_at)).where(
+                table.c.destination == name, table.c.sent_at.is_not(None)
+            )
         ).scalar_one()
         row = pending.get(name)
         found.append(

@@ -11,6 +11,7 @@ from sqlalchemy import Select, event, insert, select, text
 from pe_triage.store import schema
 from pe_triage.store.documents import worklist
 from pe_triage.store.jobs import claimable
+from tests.support.many_studies import OWNER, QUESTIONS, Node, cost, fill
 from tests.support.store import PACS, StoreUnderTest
 
 MANY = 3000
@@ -142,3 +143,40 @@ def test_due_deliveries(full: StoreUnderTest) -> None:
     text_ = "\n".join(str(row) for row in rows)
     # Either of the two indices that hold nothing but what is pending.
     assert "ix_deliveries_due" in text_ or "ix_deliveries_next" in text_
+
+
+FEW, MORE = 1_000, 8_000
+"""Studies held. What grows with them has grown to eight times the cost."""
+
+
+@pytest.fixture(scope="module")
+def costs() -> dict[tuple[str, int], dict[str, int]]:
+    """Filled once for each database and size."""
+    return {}
+
+
+@pytest.mark.parametrize("name", ["claim", *QUESTIONS])
+def test_what_is_asked_all_day_costs_the_same_however_much_is_held(
+    name: str, backend: str, store: StoreUnderTest, costs: dict[tuple[str, int], dict[str, int]]
+) -> None:
+    for size in (FEW, MORE):
+        if (backend, size) not in costs:
+            fill(store.engine, size)
+            node = Node(store.engine, store.data_dir)
+            costs[backend, size] = {"claim": cost(node, lambda n: n.queue.claim(OWNER, 30.0))}
+            costs[backend, size] |= {asked: cost(node, ask) for asked, ask in QUESTIONS.items()}
+    few, more = costs[backend, FEW][name], costs[backend, MORE][name]
+    # A tree that is a level deeper is no growth; a table that is read through is.
+    assert more <= 2 * few + 20, (few, more)
+
+
+@pytest.mark.parametrize("backend", ["postgresql"])
+def test_no_statement_is_planned_for_any_value(store: StoreUnderTest) -> None:
+    """What psycopg has prepared goes on to be planned for its values, and finds its index."""
+    for _ in range(20):
+        assert store.queue.claim(OWNER, 30.0) is None
+    counts = "SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements"
+    with store.engine.connect() as connection:
+        custom, generic = connection.execute(text(counts)).one()
+    assert custom > 0
+    assert generic == 0

@@ -26,11 +26,14 @@ def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith("PE_TRIAGE_")}
 
 
-def pe_triage(*arguments: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run the command line once."""
+def pe_triage(
+    *arguments: object, timeout_s: float = 120, program: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line once; `program` as of `RunningNode`."""
     return subprocess.run(
         [sys.executable, "-m", "pe_triage", *map(str, arguments)],
         env=clean_environment(),
+        cwd=program,
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -61,6 +64,8 @@ class RunningNode:
         Further flags.
     settings
         Keys without a flag, for a configuration file; values are written as TOML by `json.dumps`.
+    program
+        Folder that holds another version's package; default: the one under test.
     """
 
     def __init__(
@@ -71,8 +76,10 @@ class RunningNode:
         port: int = 0,
         start: bool = True,
         settings: Mapping[str, Any] | None = None,
+        program: Path | None = None,
     ) -> None:
         self.data_dir = data_dir
+        self.program = program
         self.arguments = tuple(map(str, arguments))
         if settings:
             config = data_dir.with_name(f"{data_dir.name}.toml")
@@ -98,6 +105,8 @@ class RunningNode:
         self.process = subprocess.Popen(
             command,
             env=clean_environment(),
+            # Where a module is looked for first.
+            cwd=self.program,
             stderr=subprocess.PIPE,
             text=True,
             # A process group of its own, so that a test can kill all of it at once.
@@ -228,6 +237,73 @@ class RunningNode:
             return None if "PENDING" in sent else doc
 
         return wait_for(there, timeout_s, f"{study_uid} in {states}: {self.show(study_uid)}")
+
+
+class RunningWorker:
+    """``pe-triage worker`` in a process of its own, ready or being started.
+
+    Parameters
+    ----------
+    arguments
+        Its flags.
+    environment
+        Variables beside the clean environment's.
+    program
+        As of `RunningNode`.
+    """
+
+    def __init__(
+        self,
+        *arguments: object,
+        environment: Mapping[str, str] | None = None,
+        program: Path | None = None,
+    ) -> None:
+        self.lines: list[str] = []
+        self.ready = threading.Event()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pe_triage", "worker", *map(str, arguments)],
+            env={**clean_environment(), **(environment or {})},
+            cwd=program,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr:
+            for line in self.process.stderr:
+                self.lines.append(line.rstrip("\n"))
+                if '"worker.ready"' in line:
+                    self.ready.set()
+
+    def wait_ready(self, timeout_s: float = 60) -> RunningWorker:
+        """Wait until it claims jobs."""
+        wait_for(
+            lambda: self.ready.is_set() or self.process.poll() is not None,
+            timeout_s,
+            "worker.ready",
+        )
+        assert self.ready.is_set(), "\n".join(self.lines[-20:])
+        return self
+
+    def finished(self) -> set[str]:
+        """Study Instance UIDs of the runs that it has ended."""
+        events = (json.loads(line) for line in self.lines if '"job.finished"' in line)
+        return {event["study_uid"] for event in events}
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def __enter__(self) -> RunningWorker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(30)
 
 
 def send(

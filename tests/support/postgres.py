@@ -57,10 +57,16 @@ class PostgresServer:
     """A server that can be stopped and started again, for tests of its restart."""
 
     def __init__(
-        self, binaries: Path, home: Path, user: str | None, listen: str = "127.0.0.1"
+        self,
+        binaries: Path,
+        home: Path,
+        user: str | None,
+        *,
+        listen: str = "127.0.0.1",
+        durable: bool = False,
     ) -> None:
         self._binaries, self._home, self._user = binaries, home, user
-        self._listen = listen
+        self._listen, self._durable = listen, durable
         self._group = None if user is None else pwd.getpwnam(user).pw_gid
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
@@ -89,8 +95,10 @@ class PostgresServer:
                 file.write("host all all 10.0.0.0/8 trust\n")
 
     def start(self) -> None:
-        # Durability is not what is tested here, and a server of our own has nothing to lose.
-        options = ["-c", "fsync=off", "-c", f"listen_addresses={self._listen}", "-k", self._home]
+        options = ["-c", f"listen_addresses={self._listen}", "-k", self._home]
+        if not self._durable:
+            # It is not what most tests are about, and a server of our own has nothing to lose.
+            options += ["-c", "fsync=off"]
         with (self._home / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._home / "data", "-p", str(self.port)]
@@ -124,14 +132,22 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server(*, listen: str = "127.0.0.1") -> Iterator[PostgresServer]:
-    """Run Debian's server in a temporary folder; beyond loopback only 10.0.0.0/8 gets in."""
+def postgres_server(
+    *, listen: str = "127.0.0.1", durable: bool = False
+) -> Iterator[PostgresServer]:
+    """Run Debian's server in a temporary folder; beyond loopback only 10.0.0.0/8 gets in.
+
+    Parameters
+    ----------
+    durable
+        Whether a commit waits for the disk, as on a site's server: for benchmarks.
+    """
     binaries = server_binaries()
     user = server_user()
     if binaries is None or (user is None and os.geteuid() == 0):
         missing(WHAT, PACKAGE)
     home = Path(tempfile.mkdtemp(prefix="pe-triage-pg-"))
-    server = PostgresServer(binaries, home, user, listen)
+    server = PostgresServer(binaries, home, user, listen=listen, durable=durable)
     try:
         if user is not None:
             shutil.chown(home, user)

@@ -25,6 +25,7 @@ FLOOR: dict[str, int] = {
     "domain": 0,
     "errors": 0,
     "frames": 0,
+    "health": 0,
     "identity": 0,
     "logs": 0,
     "monitoring": 0,
