@@ -7,6 +7,7 @@ Nothing here imports torch before a worker process does.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -444,10 +445,12 @@ def coordinator_process(settings: Settings, connection: Connection) -> None:
 def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
     from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
+    from pe_triage.report.warm import warm_up
 
     predictor = load_predictor(settings)
     analysis = analysis_options(settings)
-    return Worker(
+    warm_up(analysis.report)
+    worker = Worker(
         queue=JobQueue(engine, max_attempts=settings.max_attempts),
         studies=StudyStore(engine),
         predictor=predictor,
@@ -458,6 +461,7 @@ def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
             rules=analysis.rules,
             data_dir=settings.data_dir,
             min_free_bytes=settings.min_free_mb << 20,
+            key_slices=analysis.key_slices,
         )
         if settings.ahead
         else None,
@@ -470,6 +474,10 @@ def _build_worker(settings: Settings, engine: Engine, owner: str) -> Any:
         ),
         clock=local_now,
     )
+    # What is loaded now stays: the collector need not look through it again during each study.
+    gc.collect()
+    gc.freeze()
+    return worker
 
 
 # ------------------------------------------------------------------ without a network
