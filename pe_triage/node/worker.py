@@ -59,7 +59,7 @@ class WorkerOptions:
     lease_s: float
     drain_s: float = 20.0
     """Seconds after a stop within which the running job must end or be handed back."""
-    poll_s: float = 0.2
+    poll_s: float = 0.1
     retry_s: float = 10.0
     """First wait after a fault of the environment; it doubles up to `RETRY_MAX_S`."""
 
