@@ -56,6 +56,8 @@ TURN_S = 0.5
 BUSY_PER_S = 100.0
 """Images a second, of all studies together, from which on nothing is done; scanners make some 20 to
 40."""
+SILENT_S = 0.6
+"""Nothing new for so long, and a study is prepared; scanners pause for less between two images."""
 PREPARATIONS = 3
 """Of one study at most: a sender that pauses often must not cost a run at each pause."""
 SWEEP_S = 60.0
@@ -119,8 +121,8 @@ class _Study:
     wanted: tuple[str, ...] = ()
     """Series worth reading, of what had come at the last look that brought something."""
     series: dict[str, _Series] = field(default_factory=dict)
-    quiet: bool = False
-    """Whether the last look brought nothing."""
+    grew_s: float = 0.0
+    """When a look last brought something, on the monotonic clock."""
     multi_frame: bool = False
     prepared_at: int = 0
     """Images that the last preparation was made of."""
@@ -308,8 +310,8 @@ class Ahead:
     @staticmethod
     def _is_ripe(study: _Study) -> bool:
         return (
-            study.quiet
-            and bool(study.wanted)
+            bool(study.wanted)
+            and time.monotonic() - study.grew_s >= SILENT_S
             and not study.multi_frame
             and study.preparations < PREPARATIONS
             and study.prepared_at != study.images
@@ -326,13 +328,13 @@ class Ahead:
 
     def _read(self, study_uid: str, study: _Study, images: int) -> bool:
         """Take over what is new of a study; whether anything was."""
-        study.quiet = True
         if images == study.images:
             return False
         arrived = self._arriving.after(study_uid, study.last)
         study.last = arrived.last
-        study.quiet = not arrived.instances
-        if not arrived.instances:
+        if arrived.instances:
+            study.grew_s = time.monotonic()
+        else:
             study.images = images
         for row in arrived.instances:
             image = to_received(row, self._data_dir)

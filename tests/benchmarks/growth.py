@@ -39,8 +39,8 @@ IMAGES_HELD = 4
 BATCH = 256
 STUDIES = 5
 CHUNK = 2000
-FIRST_ID = 1_000_000
-"""Of rows filled in: the database numbers its own from 1."""
+LAST_ID = 10**9
+"""Rows that are filled in count down from it, those that the database numbers up."""
 
 
 def fill(engine: Engine, first: int, last: int) -> None:
@@ -70,19 +70,19 @@ def fill(engine: Engine, first: int, last: int) -> None:
                 for n in numbers
             ],
             schema.jobs: [
-                {"job_id": FIRST_ID + n, "study_uid": f"1.2.9.{n}", "run": 1,
+                {"job_id": LAST_ID - n, "study_uid": f"1.2.9.{n}", "run": 1,
                  "manifest_digest": sha(str(n)), "state": "DONE", "rank": 100,
                  "available_at": 0.0, "attempts": 1, "fencing_token": 1, "superseded": False,
                  "created_at": START, **times}
                 for n in numbers
             ],
             schema.results: [
-                {"result_id": FIRST_ID + n, "job_id": FIRST_ID + n, "ordinal": 0, "kind": "SR",
+                {"result_id": LAST_ID - n, "job_id": LAST_ID - n, "ordinal": 0, "kind": "SR",
                  "path": "x"}
                 for n in numbers
             ],
             schema.deliveries: [
-                {"result_id": FIRST_ID + n, "job_id": FIRST_ID + n, "destination": PACS,
+                {"result_id": LAST_ID - n, "job_id": LAST_ID - n, "destination": PACS,
                  "state": "SENT", "attempts": 1, "urgency": n % 4, "ordinal": 0, "queued_at": 0.0,
                  "next_attempt_at": 0.0}
                 for n in numbers

@@ -320,10 +320,12 @@ def test_what_was_prepared_gives_the_same_objects_and_only_for_the_same_images(
             work=work,
         )
 
+    monkeypatch.setattr(ahead_module, "SILENT_S", 3600.0)
     arrive(store, files[:-1])
-    ahead.look()
+    for _ in range(2):
+        ahead.look()
     assert ahead.prepare_one() is None  # there may be more to come
-    ahead.look()
+    monkeypatch.setattr(ahead_module, "SILENT_S", 0.0)
     assert ahead.prepare_one() == study_uid
     assert ahead.prepare_one() is None
     arrive(store, files[-1:])
