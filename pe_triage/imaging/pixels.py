@@ -326,9 +326,10 @@ def _signed(values: NDArray[Any], bits: int, signed: bool) -> NDArray[Any]:
         Of a signed type with more than `bits` bits, or as many where they are signed.
     """
     spare = values.dtype.type(8 * values.dtype.itemsize - bits)
-    if signed:
-        return (values << spare) >> spare if spare else values
-    return values & values.dtype.type((1 << bits) - 1)
+    kept: NDArray[Any] = (
+        (values << spare) >> spare if signed else values & values.dtype.type((1 << bits) - 1)
+    )
+    return kept
 
 
 def _is_padding(
