@@ -117,7 +117,8 @@ def plain_pynetdicom(port: int, work: Path, ready: Any) -> None:
     from pynetdicom import AE, AllStoragePresentationContexts, evt
 
     def store(event: evt.Event) -> int:
-        (work / str(event.request.AffectedSOPInstanceUID)).write_bytes(event.encoded_dataset())
+        request: Any = event.request
+        (work / str(request.AffectedSOPInstanceUID)).write_bytes(event.encoded_dataset())
         return 0x0000
 
     ae = AE()
