@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
 from pe_triage.domain import PatientIdentity
+from pe_triage.logs import get_logger
 from pe_triage.report.policy import not_evaluated
 from pe_triage.report.results import build_results
 from pe_triage.report.settings import ReportSettings
@@ -21,7 +22,14 @@ _UID = "2.25.1"
 
 
 def warm_up(settings: ReportSettings) -> None:
-    """Build the objects of a study that does not exist, and throw them away."""
+    """Build the objects of a study that does not exist, and throw them away; never raises."""
+    try:
+        _build(settings)
+    except Exception as error:  # noqa: BLE001 - only the first study is slower for it
+        get_logger().warning("report.not_warmed_up", error=type(error).__name__)
+
+
+def _build(settings: ReportSettings) -> None:
     header = Dataset()
     header.SOPClassUID = CTImageStorage
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
