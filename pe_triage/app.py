@@ -7,6 +7,7 @@ Nothing here imports torch before a worker process does.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -535,10 +536,12 @@ def _build_worker(
 ) -> Any:
     from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
+    from pe_triage.report.warm import warm_up
 
     predictor = load(settings)
     analysis = analysis_options(settings)
-    return Worker(
+    warm_up(analysis.report)
+    worker = Worker(
         queue=JobQueue(engine, max_attempts=settings.max_attempts),
         studies=StudyStore(engine),
         predictor=predictor,
@@ -550,6 +553,7 @@ def _build_worker(
             data_dir=settings.data_dir,
             store_dir=settings.store_dir,
             min_free_bytes=settings.min_free_mb << 20,
+            key_slices=analysis.key_slices,
         )
         if settings.ahead
         else None,
@@ -564,6 +568,10 @@ def _build_worker(
         bell=bell,
         on_turn=on_turn,
     )
+    # What is loaded now stays: the collector need not look through it again during each study.
+    gc.collect()
+    gc.freeze()
+    return worker
 
 
 # ------------------------------------------------------------------ without a network

@@ -153,7 +153,8 @@ class Settings(BaseModel):
     )
     ahead: bool = Field(
         default=False,
-        description="Whether idle workers encode slices of studies that still arrive.",
+        description="Whether idle workers encode slices of studies that still arrive, and prepare "
+        "their analysis.",
     )
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
         default=1, description="Worker processes of serve; 0 where others work on this database."

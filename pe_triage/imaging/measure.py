@@ -7,6 +7,7 @@ every 4 mm; all sizes below are millimetres, so that the answer does not depend 
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,26 +62,39 @@ def measure_volume(volume: CtVolume) -> VolumeMeasures:
     interior reaches. Without contrast it is that of blood and muscle; in a CTPA it is near that of
     the enhanced chambers.
     """
+    # These two take as long as all the rest, and hold the interpreter's lock for little of it.
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="measure") as pool:
+        motion = pool.submit(motion_signs, volume)
+        noise = pool.submit(noise_and_grain, volume)
+        return _measure(volume, noise, motion)
+
+
+_Two = Future[tuple[float | None, float | None]]
+
+
+def _measure(volume: CtVolume, noise: _Two, motion: _Two) -> VolumeMeasures:
     coarse = _coarsen(volume)
     air_hu = _air_hu(volume)
     if air_hu is None or abs(air_hu - NOMINAL_AIR_HU) > AIRWAY_TOLERANCE_HU:
         # Where the body fills the picture the lowest peak is lung; the airways still hold air.
         airways = _airways_hu(coarse)
         air_hu = air_hu if airways is None else airways
-    noise_hu, grain = noise_and_grain(volume)
-    doubling, unevenness = motion_signs(volume)
+    soft_hu, jump = soft_tissue_hu(volume), slice_jump(volume)
+    alternating = alternation(volume)
+    blank, saturated = blank_slices(volume), saturated_slices(volume)
+    (noise_hu, grain), (doubling, unevenness) = noise.result(), motion.result()
     common = VolumeMeasures(
         air_hu=air_hu,
         vessel_hu=None,
         lung_fraction=0.0,
         lung_extent_mm=0.0,
-        soft_tissue_hu=soft_tissue_hu(volume),
+        soft_tissue_hu=soft_hu,
         noise_hu=noise_hu,
         grain=grain,
-        slice_jump=slice_jump(volume),
-        alternation=alternation(volume),
-        blank_slices=blank_slices(volume),
-        saturated_slices=saturated_slices(volume),
+        slice_jump=jump,
+        alternation=alternating,
+        blank_slices=blank,
+        saturated_slices=saturated,
         doubling=doubling,
         unevenness=unevenness,
     )

@@ -290,13 +290,26 @@ def to_hu(stored: NDArray[Any], form: PixelFormat) -> NDArray[np.int16]:
     width = 8 * stored.dtype.itemsize
     shift = max(0, min(form.high_bit + 1, width) - form.bits_stored)
     bits = min(form.bits_stored, width)
-    values = _signed(stored.astype(np.int32) >> shift, bits, form.signed)
-    scaled: NDArray[Any]
-    if form.slope == 1 and form.intercept == int(form.intercept) and abs(form.intercept) < 2**30:
-        scaled = values + np.int32(form.intercept)
+    whole = form.slope == 1 and form.intercept == int(form.intercept)
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if form.signed else (0, (1 << bits) - 1)
+    values: NDArray[Any]
+    hu: NDArray[np.int16]
+    if (
+        whole
+        and min(low, low + form.intercept) >= -32768
+        and max(high, high + form.intercept) < 32768
+    ):
+        # Nearly every CT: nothing can overflow 16 bits, which halves the memory passed through.
+        values = _signed((stored.astype(np.uint16) >> shift).view(np.int16), bits, form.signed)
+        hu = values + np.int16(form.intercept)
     else:
-        scaled = np.rint(values * form.slope + form.intercept)
-    hu: NDArray[np.int16] = np.clip(scaled, -32768, 32767).astype(np.int16)
+        values = _signed(stored.astype(np.int32) >> shift, bits, form.signed)
+        scaled = (
+            values + np.int32(form.intercept)
+            if whole and abs(form.intercept) < 2**30
+            else np.rint(values * form.slope + form.intercept)
+        )
+        hu = np.clip(scaled, -32768, 32767).astype(np.int16)
     if form.padding is not None:
         hu[_is_padding(stored, values, bits, form.padding, form.padding_limit, form.signed)] = (
             AIR_HU
@@ -304,12 +317,19 @@ def to_hu(stored: NDArray[Any], form: PixelFormat) -> NDArray[np.int16]:
     return hu
 
 
-def _signed(values: NDArray[np.int32], bits: int, signed: bool) -> NDArray[np.int32]:
-    """Drop what stands above `bits`, and extend the sign of what is left."""
-    spare = np.int32(32 - bits)
-    if signed:
-        return (values << spare) >> spare
-    return values & np.int32((1 << bits) - 1)
+def _signed(values: NDArray[Any], bits: int, signed: bool) -> NDArray[Any]:
+    """Drop what stands above `bits`, and extend the sign of what is left.
+
+    Parameters
+    ----------
+    values
+        Of a signed type with more than `bits` bits, or as many where they are signed.
+    """
+    spare = values.dtype.type(8 * values.dtype.itemsize - bits)
+    kept: NDArray[Any] = (
+        (values << spare) >> spare if signed else values & values.dtype.type((1 << bits) - 1)
+    )
+    return kept
 
 
 def _is_padding(

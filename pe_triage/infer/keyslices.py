@@ -19,7 +19,9 @@ from pe_triage.imaging.lungs import Box
 from pe_triage.imaging.windows import square_offset_yx
 from pe_triage.infer.gradcam import Score, gradcam, normalise
 from pe_triage.infer.predictor import Inference, Predictor
+from pe_triage.infer.runtime import SliceRuntime
 from pe_triage.model.encoders import Grid
+from pe_triage.model.inputs import ExamInput
 
 FEWEST: Final = 3
 MOST: Final = 8
@@ -154,9 +156,7 @@ def explain_slices(
     prediction, plan = inference.prediction, inference.plan
     exam = predictor.input(volume)
     units = list(slices) if plan is None else [plan.place_of(z)[0] for z in slices]
-    # a unit that shows several of the slices is encoded once
-    maps_of = {u: predictor.runtime.maps(exam.images(u, u + 1))[0] for u in dict.fromkeys(units)}
-    maps = np.stack([maps_of[u] for u in units])
+    maps = _maps(predictor.runtime, exam, units)
     cams = gradcam(predictor.network, inference.feat_zd, maps, slices, score, plan)
     rows, columns = volume.hu_zyx.shape[1:]
     out = []
@@ -181,6 +181,18 @@ def explain_slices(
             )
         )
     return tuple(out)
+
+
+def _maps(runtime: SliceRuntime, exam: ExamInput, units: Sequence[int]) -> NDArray[np.float32]:
+    """Last feature maps of `units`; one that is asked for several times is encoded once."""
+    once = list(dict.fromkeys(units))
+    images = [exam.images(u, u + 1) for u in once]
+    if runtime.info.independent:
+        # Side by side; elsewhere what comes with a unit may change its last bits.
+        found = list(runtime.maps(np.concatenate(images)))
+    else:
+        found = [runtime.maps(image)[0] for image in images]
+    return np.stack([found[once.index(u)] for u in units])
 
 
 def key_slices(

@@ -1,9 +1,14 @@
-"""Stage 1 while the study still arrives: an idle worker encodes slices that have come.
+"""Work on a study that still arrives: an idle worker encodes slices that have come, and prepares.
 
-What it makes is kept by content (`infer.recall`) and found again when the study is complete; so
-nothing here can change an answer, and whatever goes wrong here costs time alone. A thread of its
-own does it, which rests while the worker has a job, and computes on threads that stand behind all
-others (`infer.background`): acknowledgements and answers never wait for it.
+Embeddings are kept by content (`infer.recall`) and found again when the study is complete. Once
+nothing new has come for a moment, the worker does the other steps of the analysis as well, as if
+this were all, and hands them to the run if that is about the very same images (`node.work`); while
+the node waits out its grace time there is nothing else to do. So nothing here can change an answer,
+and whatever goes wrong here costs time alone.
+
+A thread of its own does it, which rests while the worker has a job, and while images come faster
+than scanners make them: a study that is sent from a disk needs the processor for being received.
+Slices are encoded on threads that stand behind all others (`infer.background`).
 
 Header rules come first: only what a run would choose of the series that have come so far is read.
 Enhanced CT images come whole and are left to the run.
@@ -13,6 +18,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +40,8 @@ from pe_triage.infer.recall import Claim, Key, Recall
 from pe_triage.infer.runtime import SliceRuntime
 from pe_triage.logs import get_logger
 from pe_triage.node.files import to_received
+from pe_triage.node.preparing import Preparing
+from pe_triage.node.work import StudyWork
 from pe_triage.stack import analyse_stack
 from pe_triage.store.arriving import Arriving
 
@@ -43,6 +51,15 @@ LOOK_S = 0.5
 """How often it is looked for new slices."""
 BATCH = 4
 """Slices at once: a job or a stop waits for no more than these."""
+TURN_S = 0.5
+"""Slices are encoded for so long before it is looked again how fast images come."""
+BUSY_PER_S = 100.0
+"""Images a second, of all studies together, from which on nothing is done; scanners make some 20 to
+40."""
+SILENT_S = 0.6
+"""Nothing new for so long, and a study is prepared; scanners pause for less between two images."""
+PREPARATIONS = 3
+"""Of one study at most: a sender that pauses often must not cost a run at each pause."""
 SWEEP_S = 60.0
 RETRY_MAX_S = 300.0
 JOIN_S = 10.0
@@ -57,6 +74,7 @@ def make_ahead(
     rules: EligibilityRules,
     data_dir: Path,
     min_free_bytes: int,
+    key_slices: int,
     store_dir: Path | None = None,
 ) -> Ahead | None:
     """Let a worker work ahead; None, with an event that says why, where that is not possible.
@@ -81,6 +99,7 @@ def make_ahead(
         recall=predictor.remember(data_dir / DIRECTORY),
         runtime=runtime,
         prepare=predictor.images,
+        preparing=Preparing(lambda images: StudyWork(images, predictor, rules), key_slices),
         rules=rules,
         data_dir=store_dir or data_dir,
         min_free_bytes=min_free_bytes,
@@ -104,6 +123,12 @@ class _Study:
     wanted: tuple[str, ...] = ()
     """Series worth reading, of what had come at the last look that brought something."""
     series: dict[str, _Series] = field(default_factory=dict)
+    grew_s: float = 0.0
+    """When a look last brought something, on the monotonic clock."""
+    multi_frame: bool = False
+    prepared_at: int = 0
+    """Images that the last preparation was made of."""
+    preparations: int = 0
 
 
 class Ahead:
@@ -119,6 +144,8 @@ class Ahead:
         Encodes; the bits are those of the predictor's (`background_runtime`).
     prepare
         (slices, rows, columns) Hounsfield units to the encoder's images, as `Predictor.images`.
+    preparing
+        Does the other steps.
     min_free_bytes
         Nothing is kept while less than this is free: images come first.
     kept_in
@@ -132,6 +159,7 @@ class Ahead:
         recall: Recall,
         runtime: SliceRuntime,
         prepare: Prepare,
+        preparing: Preparing,
         rules: EligibilityRules,
         data_dir: Path,
         min_free_bytes: int = 0,
@@ -142,6 +170,7 @@ class Ahead:
         self._recall = recall
         self._runtime = runtime
         self._prepare = prepare
+        self._preparing = preparing
         self._rules = rules
         self._data_dir = data_dir
         self._min_free_bytes = min_free_bytes
@@ -149,6 +178,7 @@ class Ahead:
         self._stop = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
+        self._counted: tuple[float, dict[str, int]] | None = None
         self._log = get_logger()
 
     # ---------------------------------------------------------------- its life
@@ -167,11 +197,18 @@ class Ahead:
             thread.join(JOIN_S)
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
-        """Begin nothing while the block runs: the worker has a job."""
+    def resting(self, study_uid: str) -> Iterator[StudyWork | None]:
+        """Begin nothing while the block runs: the worker has a job, of this study.
+
+        Gives what is prepared of it; a preparation under way is waited for, that of another study
+        ends at once.
+        """
+        # First of all, so that a preparation of this very study is not told to stop.
+        self._preparing.expect(study_uid)
         self._idle.clear()
         try:
-            yield
+            with self._preparing.handing_over(study_uid) as work:
+                yield work
         finally:
             self._idle.set()
 
@@ -180,25 +217,44 @@ class Ahead:
         self._recall.forget(series_uids)
 
     def _loop(self, ended: threading.Event) -> None:
-        wait_s, failures, swept = LOOK_S, 0, 0.0
+        wait_s, failures, swept_s = LOOK_S, 0, float("-inf")
+
+        def stopped() -> bool:
+            return ended.is_set() or self._stop.is_set() or not self._idle.is_set()
+
         while not (ended.wait(wait_s) or self._stop.is_set()):
+            wait_s = LOOK_S
             if not self._idle.is_set():
                 self._release()
-                wait_s = LOOK_S
                 continue
             try:
-                if swept <= 0:
+                if time.monotonic() - swept_s >= SWEEP_S:
                     self._recall.sweep()
-                    swept = SWEEP_S
-                self.look(lambda: ended.is_set() or self._stop.is_set() or not self._idle.is_set())
+                    swept_s = time.monotonic()
+                if self._arriving_fast():
+                    continue
+                ends_s = time.monotonic() + TURN_S
+                self.look(lambda ends_s=ends_s: stopped() or time.monotonic() >= ends_s)  # type: ignore[misc]
+                if time.monotonic() >= ends_s:
+                    wait_s = 0.0  # there may be more to encode
+                else:
+                    self.prepare_one(stopped)
             except Exception as error:  # noqa: BLE001 - only speed is lost; the run does it all
                 failures += 1
                 wait_s = min(LOOK_S * 2.0**failures, RETRY_MAX_S)
                 self._log.warning("ahead.failed", error=type(error).__name__, wait_s=wait_s)
             else:
-                wait_s, failures = LOOK_S, 0
-            swept -= wait_s
+                failures = 0
         self._release()
+
+    def _arriving_fast(self) -> bool:
+        """Whether more images a second have come since this was last asked than scanners make."""
+        now_s, images = time.monotonic(), self._arriving.studies()
+        before, self._counted = self._counted, (now_s, images)
+        if before is None:
+            return False
+        new = sum(max(0, n - before[1].get(uid, 0)) for uid, n in images.items())
+        return new > BUSY_PER_S * max(now_s - before[0], LOOK_S)
 
     # ---------------------------------------------------------------- its work
 
@@ -213,6 +269,7 @@ class Ahead:
         open_studies = self._arriving.studies()
         for gone in self._studies.keys() - open_studies.keys():
             self._release_study(self._studies.pop(gone))
+        self._preparing.drop_unclaimed(open_studies)
         if not open_studies or not self._has_space():
             return 0
         encoded = 0
@@ -232,6 +289,45 @@ class Ahead:
                 encoded += done
         return encoded
 
+    def prepare_one(self, stopped: Callable[[], bool] = lambda: False) -> str | None:
+        """Do the steps of an analysis for a study of which nothing new has come; returns its UID.
+
+        Parameters
+        ----------
+        stopped
+            Asked between pieces of the work; true: leave it, unless a run waits for it.
+        """
+        for study_uid, study in self._studies.items():
+            if not self._is_ripe(study):
+                continue
+            study.preparations += 1
+            study.prepared_at = study.images
+            images = [image for series in study.series.values() for image in series.images]
+            try:
+                done = self._preparing.prepare(study_uid, images, stopped)
+            except Exception as error:  # noqa: BLE001 - the run meets it too, and says what it is
+                self._log.warning(
+                    "ahead.not_prepared", study_uid=study_uid, error=type(error).__name__
+                )
+                return None
+            return study_uid if done else None
+        return None
+
+    @staticmethod
+    def _is_ripe(study: _Study) -> bool:
+        return (
+            bool(study.wanted)
+            and time.monotonic() - study.grew_s >= SILENT_S
+            and not study.multi_frame
+            and study.preparations < PREPARATIONS
+            and study.prepared_at != study.images
+            and all(
+                i.sop_instance_uid in study.series[uid].seen
+                for uid in study.wanted
+                for i in study.series[uid].images
+            )
+        )
+
     def _has_space(self) -> bool:
         found = os.statvfs(self._kept_in)
         return found.f_bavail * found.f_frsize >= self._min_free_bytes
@@ -242,11 +338,15 @@ class Ahead:
             return False
         arrived = self._arriving.after(study_uid, study.last)
         study.last = arrived.last
-        if not arrived.instances:
+        if arrived.instances:
+            study.grew_s = time.monotonic()
+        else:
             study.images = images
         for row in arrived.instances:
             image = to_received(row, self._data_dir)
-            if not image.facts.frames:
+            if image.facts.frames:
+                study.multi_frame = True
+            else:
                 study.series.setdefault(image.series_uid, _Series()).images.append(image)
         return bool(arrived.instances)
 

@@ -6,7 +6,7 @@ exception means that the analysis itself failed, which is never an answer about 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -32,8 +32,8 @@ from pe_triage.errors import PermanentError
 from pe_triage.frames import images_of
 from pe_triage.logs import get_logger
 from pe_triage.node.corrections import restated
-from pe_triage.node.selection import select_volume
-from pe_triage.node.source_headers import frame_header, read_header
+from pe_triage.node.source_headers import frame_header
+from pe_triage.node.work import Beat, StudyWork
 from pe_triage.report.messages import MessageContext, build_messages
 from pe_triage.report.policy import decide, make_result, not_evaluated
 from pe_triage.report.results import build_results
@@ -83,9 +83,10 @@ def analyse_study(
     options: AnalysisOptions,
     predecessors: Sequence[Dataset],
     now: datetime,
-    beat: Callable[[], None],
+    beat: Beat,
     cautions: tuple[str, ...] = (),
     corrected: CorrectedPatient | None = None,
+    work: StudyWork | None = None,
 ) -> Analysis:
     """Choose the series, predict, explain and write the results of one study.
 
@@ -106,6 +107,9 @@ def analyse_study(
         `report.policy.decide`.
     corrected
         Whom the results name where the PACS has corrected the images' patient since.
+    work
+        Steps of this analysis that may have been done before; not used where it was made of
+        other images.
 
     Raises
     ------
@@ -114,7 +118,9 @@ def analyse_study(
     """
     log = get_logger(study_uid=study_uid, run=run)
     images = relevant_instances(instances)
-    result, choice, volume = _evaluate(images, predictor, options, beat, cautions)
+    if work is None or not work.is_of(images):
+        work = StudyWork(images, predictor, options.rules)
+    result, choice, volume = _evaluate(work, predictor, options, beat, cautions)
     log.info(
         "study.evaluated",
         outcome=str(result.outcome),
@@ -129,7 +135,9 @@ def analyse_study(
         manifest_digest=StudyManifest.of(study_uid, images).digest,
         identity=identity,
     )
-    headers = {uid: restated(header, corrected) for uid, header in _headers(images, result).items()}
+    headers = {
+        uid: restated(header, corrected) for uid, header in _headers(images, result, work).items()
+    }
     objects = build_results(
         result=result,
         study=study,
@@ -154,19 +162,19 @@ def analyse_study(
 
 
 def _evaluate(
-    images: Sequence[ReceivedInstance],
+    work: StudyWork,
     predictor: Predictor,
     options: AnalysisOptions,
-    beat: Callable[[], None],
+    beat: Beat,
     cautions: tuple[str, ...],
 ) -> tuple[TriageResult, SeriesChoice, CtVolume | None]:
     """Analyse the chosen series, or say why there is none."""
     model = predictor.identity
-    selection = select_volume(images, options.rules, beat=beat)
+    selection = work.selection(beat)
     choice, volume, refused = selection.choice, selection.volume, selection.refused
     if volume is not None:
         measures = selection.measures[volume.series_uid]
-        result = _predict(volume, measures, predictor, options, cautions, beat)
+        result = _predict(work, volume, measures, predictor, options, cautions, beat)
         return replace(result, series_choice=choice.reason), choice, volume
     if refused is None:
         return not_evaluated(choice.reason, model=model), choice, None
@@ -181,15 +189,16 @@ def _evaluate(
 
 
 def _predict(
+    work: StudyWork,
     volume: CtVolume,
     measures: VolumeMeasures,
     predictor: Predictor,
     options: AnalysisOptions,
     cautions: tuple[str, ...],
-    beat: Callable[[], None],
+    beat: Beat,
 ) -> TriageResult:
     model = predictor.identity
-    inference = predictor.predict(volume, beat=beat)
+    inference = work.inference(volume, beat)
     measures = replace(measures, unlikeness=inference.unlikeness)
     cautions = (*cautions_of(measures, options.rules), *cautions)
     allowed = model.name in options.allow_on_patients
@@ -202,9 +211,7 @@ def _predict(
     )
     shown: tuple[KeySlice, ...] = ()
     if decided.shows_key_slices:
-        from pe_triage.infer.keyslices import key_slices
-
-        shown = key_slices(volume, inference, predictor, options.key_slices)
+        shown = work.key_slices(volume, inference, options.key_slices)
     answer = make_result(
         inference.prediction,
         series_uid=volume.series_uid,
@@ -219,7 +226,9 @@ def _predict(
     return replace(answer, unlikeness=inference.unlikeness)
 
 
-def _headers(images: Sequence[ReceivedInstance], result: TriageResult) -> Mapping[str, Dataset]:
+def _headers(
+    images: Sequence[ReceivedInstance], result: TriageResult, work: StudyWork
+) -> Mapping[str, Dataset]:
     """Headers, without pixels, of the images that the results speak of (at least one)."""
     wanted = {k.sop_instance_uid for k in result.key_slices}
     by_uid = {i.sop_instance_uid: i for i in images}
@@ -227,7 +236,7 @@ def _headers(images: Sequence[ReceivedInstance], result: TriageResult) -> Mappin
         raise PermanentError("the study holds no instance to file a result under")
     analysed = [uid for uid in result.sop_instance_uids if uid in by_uid]
     wanted.update(analysed or sorted(by_uid)[:1])
-    headers = {uid: read_header(by_uid[uid].path) for uid in sorted(wanted)}
+    headers = {uid: work.header(by_uid[uid]) for uid in sorted(wanted)}
     by_frame = {
         image_id(i.sop_instance_uid, i.frame): i
         for i in images_of(by_uid[k.sop_instance_uid] for k in result.key_slices if k.frame)

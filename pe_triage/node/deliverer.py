@@ -76,7 +76,7 @@ class Deliverer:
         studies: StudyStore,
         send: Send,
         jitter: Callable[[], float],
-        poll_s: float = 0.2,
+        poll_s: float = 0.1,
         pacs_identity: PacsIdentity | None = None,
         person_of: Callable[[str], Person] | None = None,
         follow: Callable[[str], tuple[Remade, str]] | None = None,

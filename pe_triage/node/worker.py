@@ -48,6 +48,7 @@ from pe_triage.store.studies import StudyStore
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Predictor
     from pe_triage.node.ahead import Ahead
+    from pe_triage.node.work import StudyWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class WorkerOptions:
     lease_s: float
     drain_s: float = 20.0
     """Seconds after a stop within which the running job must end or be handed back."""
-    poll_s: float = 0.2
+    poll_s: float = 0.1
     """How often to look for work where nothing rings."""
     retry_s: float = 10.0
     """First wait after a fault of the environment; it doubles up to `RETRY_MAX_S`."""
@@ -166,13 +167,13 @@ class Worker:
             return False
         log = self._log.bind(study_uid=job.study_uid, job_id=job.job_id, run=job.run)
         log.info("job.claimed", attempt=job.attempt)
-        resting = nullcontext() if self._ahead is None else self._ahead.resting()
+        resting = nullcontext() if self._ahead is None else self._ahead.resting(job.study_uid)
         beating = _Heartbeat(
             self._queue, job, self._options, stop or threading.Event(), self._on_turn
         )
-        with resting, beating as heart:
+        with beating as heart, resting as work:
             try:
-                self._run_job(job, heart, log)
+                self._run_job(job, heart, log, work)
             except LeaseLostError:
                 if heart.handed_back:
                     log.info("job.handed_back")
@@ -184,7 +185,7 @@ class Worker:
                     raise
         return True
 
-    def _run_job(self, job: Job, heart: _Heartbeat, log: Any) -> None:
+    def _run_job(self, job: Job, heart: _Heartbeat, log: Any, work: StudyWork | None) -> None:
         started = time.monotonic()
         study = self._studies.get(job.study_uid)
         # A slice that came after the job was queued belongs to the next run.
@@ -209,6 +210,7 @@ class Worker:
             beat=heart.check,
             cautions=self._cautions(job, len(relevant_instances(instances))),
             corrected=study.corrected,
+            work=work,
         )
         heart.check()
         self._finish(job, analysis, heart)

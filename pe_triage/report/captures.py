@@ -6,8 +6,10 @@ no geometry, or viewers would stack them with the CT. No patient identity is dra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 from PIL import Image
 from pydicom.dataset import Dataset
@@ -26,7 +28,7 @@ from pe_triage.report.uids import derive_uid
 from pe_triage.report.wording import series_description
 
 
-def build_captures(
+def drawings(
     *,
     result: TriageResult,
     study: StudyContext,
@@ -35,37 +37,60 @@ def build_captures(
     source: Dataset,
     now: datetime,
     settings: ReportSettings,
-) -> list[ResultObject]:
-    """Build the summary and then the heatmaps, in the order of the key slices.
+) -> list[Callable[[], Image.Image]]:
+    """Return what draws each picture: the summary, then the heatmaps as the key slices come.
 
-    `volume` is needed where the result has key slices; each of these must have its header.
+    Each may be called from any thread; none looks into a data set. `volume` is needed where the
+    result has key slices; each of these must have its header.
     """
-    when = local_time(now, source)
-    software = f"{settings.model_name} {settings.software_version}"
-    places = {uid: _place(ds) for uid, ds in headers.items()}
-    keys = [headers[key.image_id] for key in result.key_slices]
-    summary = _capture(
-        summary_picture(
-            result=result, volume=volume, places=places, run=study.run, when=when,
-            software=software,
+    common: dict[str, Any] = {
+        "result": result,
+        "volume": volume,
+        "run": study.run,
+        "when": local_time(now, source),
+        "software": f"{settings.model_name} {settings.software_version}",
+    }
+    places = {
+        uid: _place(headers[uid])
+        for key in result.key_slices
+        for uid in (key.sop_instance_uid, key.image_id)
+        if uid in headers
+    }
+    return [
+        partial(summary_picture, places=places, **common),
+        *(
+            partial(heatmap_picture, index=index, place=places[key.image_id], **common)
+            for index, key in enumerate(result.key_slices)
         ),
-        result=result, study=study, source=source, settings=settings, when=when,
-        images=keys, role="summary", offset=1, number=1,
-        derivation="Summary of the triage result drawn as a picture",
+    ]
+
+
+def build_captures(
+    *,
+    result: TriageResult,
+    study: StudyContext,
+    headers: Mapping[str, Dataset],
+    source: Dataset,
+    now: datetime,
+    settings: ReportSettings,
+    pictures: Sequence[Image.Image],
+) -> list[ResultObject]:
+    """Build the summary and then the heatmaps around what `drawings` have drawn."""
+    when = local_time(now, source)
+    keys = [headers[key.image_id] for key in result.key_slices]
+    common: dict[str, Any] = {
+        "result": result, "study": study, "source": source, "settings": settings, "when": when,
+    }  # fmt: skip
+    summary = _capture(
+        pictures[0], images=keys, role="summary", offset=1, number=1,
+        derivation="Summary of the triage result drawn as a picture", **common,
     )  # fmt: skip
     captures = [encode(summary, ResultKind.SUMMARY, "summary")]
-    for index, key_header in enumerate(keys):
-        assert volume is not None  # build_results has checked
-        label = f"heatmap-{index + 1:02d}"
-        picture = heatmap_picture(
-            result=result, index=index, volume=volume,
-            place=places[result.key_slices[index].image_id],
-            run=study.run, when=when, software=software,
-        )  # fmt: skip
+    for number, (key_header, picture) in enumerate(zip(keys, pictures[1:], strict=True), start=1):
+        label = f"heatmap-{number:02d}"
         heatmap = _capture(
-            picture, result=result, study=study, source=source, settings=settings, when=when,
-            images=[key_header], role=label, offset=2, number=index + 1,
-            derivation="Key slice with gradient-weighted class activation laid over",
+            picture, images=[key_header], role=label, offset=2, number=number,
+            derivation="Key slice with gradient-weighted class activation laid over", **common,
         )  # fmt: skip
         captures.append(encode(heatmap, ResultKind.HEATMAP, label))
     return captures

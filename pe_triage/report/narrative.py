@@ -28,8 +28,8 @@ from pe_triage.domain import (
 from pe_triage.report import concepts as c
 from pe_triage.report.documents import (
     device_observer,
-    evidence_of,
     finish_document,
+    make_document,
     result_uid,
 )
 from pe_triage.report.headers import CHARACTER_SET, text_of
@@ -93,9 +93,13 @@ def build_narrative(
         ),
     ]
     root.ContentSequence = hd.sr.ContentSequence(content, is_root=False)
-    ds = hd.sr.EnhancedSR(
-        evidence=evidence_of(result, study, headers, source),
-        content=root,
+    ds = make_document(
+        hd.sr.EnhancedSR,
+        root,
+        result=result,
+        study=study,
+        headers=headers,
+        source=source,
         series_instance_uid=result_uid(result, study, "series/narrative"),
         series_number=settings.series_number_of(ResultKind.NARRATIVE),
         sop_instance_uid=result_uid(result, study, "narrative"),

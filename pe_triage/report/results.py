@@ -8,6 +8,7 @@ object selection, the heatmaps, the parametric map.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from pe_triage.domain import CtVolume, Outcome, ResultKind, ResultSet, TriageResult
 from pe_triage.errors import PermanentError
-from pe_triage.report.captures import build_captures
+from pe_triage.report.captures import build_captures, drawings
 from pe_triage.report.key_objects import build_key_objects
 from pe_triage.report.narrative import build_narrative, wants_narrative
 from pe_triage.report.parametric_map import build_parametric_map, mappable
@@ -63,32 +64,23 @@ def build_results(
     for predecessor in predecessors:
         check_belongs(predecessor, study, "earlier report")
     source = choose_source(headers, result)
-    report = build_sr(
-        result=result,
-        study=study,
-        volume=volume,
-        headers=headers,
-        source=source,
-        predecessors=predecessors,
-        now=now,
-        settings=settings,
-        series_description=series_description(result, ResultKind.SR),
-    )
-    captures = build_captures(
-        result=result,
-        study=study,
-        volume=volume,
-        headers=headers,
-        source=source,
-        now=now,
-        settings=settings,
-    )
-    heatmaps = [item for item in captures if item.kind is ResultKind.HEATMAP]
-    objects = [report]
     common: dict[str, Any] = {
         "result": result, "study": study, "headers": headers, "source": source, "now": now,
         "settings": settings,
     }  # fmt: skip
+    # Drawing holds the interpreter's lock for a small part of its time, writing the report for all.
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="draw") as pool:
+        drawn = [pool.submit(draw) for draw in drawings(volume=volume, **common)]
+        report = build_sr(
+            volume=volume,
+            predecessors=predecessors,
+            series_description=series_description(result, ResultKind.SR),
+            **common,
+        )
+        pictures = [future.result() for future in drawn]
+    captures = build_captures(pictures=pictures, **common)
+    heatmaps = [item for item in captures if item.kind is ResultKind.HEATMAP]
+    objects = [report]
     if wants_narrative(result, settings):
         objects.append(build_narrative(volume=volume, predecessors=predecessors, **common))
     objects += [item for item in captures if item.kind is ResultKind.SUMMARY]

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from pe_triage.domain import CtVolume, ResultKind, ResultObject, TriageResult
 from pe_triage.report import concepts as c
-from pe_triage.report.documents import device_observer, evidence_of, finish_document, result_uid
+from pe_triage.report.documents import device_observer, finish_document, make_document, result_uid
 from pe_triage.report.headers import CHARACTER_SET
 from pe_triage.report.image_library import image_library
 from pe_triage.report.settings import ReportSettings
@@ -50,9 +50,13 @@ def build_sr(
         Reports of earlier runs, which this one supersedes (PS3.3 C.17.2.2).
     """
     key_headers = [headers[key.image_id] for key in result.key_slices]
-    ds = hd.sr.Comprehensive3DSR(
-        evidence=evidence_of(result, study, headers, source),
-        content=_content(result, study, volume, key_headers, settings)[0],
+    ds = make_document(
+        hd.sr.Comprehensive3DSR,
+        _content(result, study, volume, key_headers, settings)[0],
+        result=result,
+        study=study,
+        headers=headers,
+        source=source,
         series_instance_uid=result_uid(result, study, "series/sr"),
         series_number=settings.series_number,
         sop_instance_uid=result_uid(result, study, "sr"),

@@ -90,7 +90,7 @@ class Listener:
         How often to look while it cannot listen.
     """
 
-    def __init__(self, engine: Engine, *, poll_s: float = 0.2) -> None:
+    def __init__(self, engine: Engine, *, poll_s: float = 0.1) -> None:
         self._engine = engine
         self._looking = Looking(poll_s)
         self._changed = threading.Condition()
@@ -211,7 +211,7 @@ class _TopicBell:
 
 
 @contextmanager
-def listening(engine: Engine, *, poll_s: float = 0.2) -> Iterator[dict[Topic, Bell]]:
+def listening(engine: Engine, *, poll_s: float = 0.1) -> Iterator[dict[Topic, Bell]]:
     """Bells for `engine`'s database while the block runs: by words on PostgreSQL, else by looks."""
     if engine.dialect.name != "postgresql":
         yield {topic: Looking(poll_s) for topic in Topic}

@@ -31,7 +31,7 @@ def make_worker(store: StoreUnderTest, work: Callable[[Job, Any], None], **optio
         options=WorkerOptions(owner=OWNER, data_dir=store.data_dir, routes=(), **values | options),
         clock=store.clock,
     )
-    worker._run_job = lambda job, heart, log: work(job, heart)  # type: ignore[method-assign]
+    worker._run_job = lambda job, heart, log, _work: work(job, heart)  # type: ignore[method-assign]
     return worker
 
 

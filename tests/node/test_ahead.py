@@ -7,6 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
 from pe_triage.assemble.rules import EligibilityRules
-from pe_triage.domain import Job
+from pe_triage.domain import Job, ReceivedInstance
 from pe_triage.imaging.facts import facts_to_json
 from pe_triage.imaging.volume import load_volume
 from pe_triage.infer.background import LAST
@@ -24,7 +25,11 @@ from pe_triage.infer.predictor import Predictor
 from pe_triage.infer.recall import CHECKED
 from pe_triage.node import ahead as ahead_module
 from pe_triage.node.ahead import BATCH, Ahead, make_ahead
+from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study
+from pe_triage.node.files import to_received
+from pe_triage.node.work import StudyWork
 from pe_triage.node.worker import Worker, WorkerOptions
+from pe_triage.report.settings import ReportSettings
 from pe_triage.store.engine import open_engine
 from pe_triage.store.migrate import upgrade
 from tests.node.conftest import QUICK, NewStudy, storescu
@@ -32,6 +37,9 @@ from tests.support.node import RunningNode, wait_for
 from tests.support.store import StoreUnderTest, received_file
 
 pytestmark = pytest.mark.usefixtures("fresh_logs")
+
+
+NOW = datetime(2026, 12, 1, 8, 0, tzinfo=UTC)
 
 
 def tasks() -> dict[int, int]:
@@ -94,6 +102,7 @@ def make(
                 rules=EligibilityRules(),
                 data_dir=store.data_dir,
                 min_free_bytes=0,
+                key_slices=5,
             )
         assert made is not None
         return made
@@ -258,7 +267,7 @@ def test_a_job_does_not_wait_for_work_ahead(
         ahead=ahead,
     )
 
-    def run_job(_job: Job, _heart: Any, _log: Any) -> None:
+    def run_job(_job: Job, _heart: Any, _log: Any, _work: Any) -> None:
         events.append("job")
         in_job.set()
         batch_may_end.set()
@@ -283,6 +292,84 @@ def test_a_job_does_not_wait_for_work_ahead(
     assert BATCH < 60
 
 
+def test_what_was_prepared_gives_the_same_objects_and_only_for_the_same_images(
+    predictor: Predictor,
+    make: Make,
+    store: StoreUnderTest,
+    new_study: NewStudy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study_uid, files = new_study()
+    ahead = make()
+
+    def received() -> list[ReceivedInstance]:
+        return [to_received(row, store.data_dir) for row in store.studies.instances(study_uid)]
+
+    def analysed(work: StudyWork | None) -> Analysis:
+        instances = received()
+        return analyse_study(
+            study_uid=study_uid,
+            run=1,
+            identity=instances[0].identity,
+            instances=instances,
+            predictor=predictor,
+            options=AnalysisOptions(rules=EligibilityRules(), report=ReportSettings()),
+            predecessors=(),
+            now=NOW,
+            beat=lambda: None,
+            work=work,
+        )
+
+    monkeypatch.setattr(ahead_module, "SILENT_S", 3600.0)
+    arrive(store, files[:-1])
+    for _ in range(2):
+        ahead.look()
+    assert ahead.prepare_one() is None  # there may be more to come
+    monkeypatch.setattr(ahead_module, "SILENT_S", 0.0)
+    assert ahead.prepare_one() == study_uid
+    assert ahead.prepare_one() is None
+    arrive(store, files[-1:])
+    with ahead.resting(study_uid) as stale:
+        assert stale is not None
+        assert not stale.is_of(received())
+        late = analysed(stale)
+    for _ in range(2):
+        ahead.look()
+    assert ahead.prepare_one() == study_uid
+    with ahead.resting(study_uid) as work, monkeypatch.context() as patch:
+        for step in ("predict", "input"):
+            patch.setattr(predictor, step, None)
+        early = analysed(work)
+    predictor._recall = None
+    plain = analysed(None)
+    assert plain.result.prediction is not None
+    assert [o.encoded for o in plain.objects.objects] == [o.encoded for o in early.objects.objects]
+    assert [o.encoded for o in plain.objects.objects] == [o.encoded for o in late.objects.objects]
+
+
+def test_while_images_come_faster_than_scanners_make_them_nothing_is_done(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = make()
+    counts: dict[str, int] = {"a": 5}
+    now_s = 100.0
+    monkeypatch.setattr(ahead._arriving, "studies", lambda: dict(counts))
+    monkeypatch.setattr(ahead_module.time, "monotonic", lambda: now_s)
+    found = []
+    for seconds, a, b in (
+        (0.5, 5, 0),
+        (0.5, 60, 0),
+        (1.0, 100, 50),
+        (0.5, 130, 71),
+        (0.01, 131, 71),
+    ):
+        now_s += seconds
+        counts.update(a=a, b=b)
+        found.append(ahead._arriving_fast())
+    # 110/s of one study; 90/s, 102/s of two together; a moment says nothing.
+    assert found == [False, True, False, True, False]
+
+
 def test_its_threads_stand_behind_all_others(predictor: Predictor) -> None:
     before = tasks()
     runtime = ahead_module.background_runtime(predictor)
@@ -304,6 +391,7 @@ def test_where_the_bits_could_differ_nothing_is_done_ahead(
         "rules": EligibilityRules(),
         "data_dir": store.data_dir,
         "min_free_bytes": 0,
+        "key_slices": 5,
     }
     eager = Predictor(tiny_bundle, "cpu", runtime="pytorch", threads=1)
     with capture_logs() as events:

@@ -33,7 +33,7 @@ from pe_triage.domain import (
 )
 from pe_triage.report import ReportSettings, StudyContext, build_results, make_result
 from pe_triage.report import not_evaluated as refuse
-from pe_triage.report.captures import build_captures
+from pe_triage.report.captures import build_captures, drawings
 from pe_triage.report.sr import build_sr
 from pe_triage.report.study import choose_source
 
@@ -202,10 +202,12 @@ class Scene:
 
     def captures(self, result: TriageResult) -> list[ResultObject]:
         """Build the pictures alone, without the report: quicker."""
-        return build_captures(
-            result=result, study=self.study, volume=self.volume, headers=self.headers,
-            source=choose_source(self.headers, result), now=NOW, settings=self.settings,
-        )  # fmt: skip
+        common: dict[str, Any] = {
+            "result": result, "study": self.study, "headers": self.headers, "now": NOW,
+            "source": choose_source(self.headers, result), "settings": self.settings,
+        }  # fmt: skip
+        pictures = [draw() for draw in drawings(volume=self.volume, **common)]
+        return build_captures(pictures=pictures, **common)
 
 
 def make_scene(hu_zyx: np.ndarray | None = None, spacing_mm=(2.0, 1.5, 1.25)) -> Scene:

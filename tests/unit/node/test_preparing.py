@@ -1,0 +1,118 @@
+"""What was prepared reaches the run of the very same images, and no other."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+
+from pe_triage.assemble.rules import EligibilityRules
+from pe_triage.domain import ReceivedInstance
+from pe_triage.node import preparing as preparing_module
+from pe_triage.node.preparing import Preparing
+from pe_triage.node.work import StudyWork
+from tests.support.node import wait_for
+from tests.support.store import instance
+
+
+class Work:
+    """Stands for a `StudyWork`; `during` is what its steps do."""
+
+    def __init__(self, images: Sequence[Any], during: Callable[[], None]) -> None:
+        self.images, self.during, self.done = images, during, False
+
+    def do_everything(self, _key_slices: int, beat: Callable[[], None]) -> None:
+        self.during()
+        beat()
+        self.done = True
+
+
+def make(during: Callable[[], None] = lambda: None) -> Preparing:
+    return Preparing(lambda images: cast(StudyWork, Work(images, during)), 5)
+
+
+def test_a_run_gets_what_was_prepared_of_its_study_once() -> None:
+    preparing = make()
+    assert preparing.prepare("a", [], lambda: False)
+    preparing.expect("a")
+    with preparing.handing_over("a") as work:
+        assert cast(Any, work).done
+        # The predictor is the run's now.
+        assert not preparing.prepare("b", [], lambda: False)
+    with preparing.handing_over("a") as work:
+        assert work is None
+
+
+def test_a_run_of_another_study_gets_nothing_and_nothing_is_held_any_more() -> None:
+    preparing = make()
+    assert preparing.prepare("a", [], lambda: False)
+    with preparing.handing_over("b") as work:
+        assert work is None
+    with preparing.handing_over("a") as work:
+        assert work is None
+
+
+@pytest.mark.parametrize(("claimed", "given"), [("a", True), ("b", False)])
+def test_a_run_waits_for_its_own_preparation_and_ends_another(claimed: str, given: bool) -> None:
+    begun, idle, go_on = threading.Event(), threading.Event(), threading.Event()
+    idle.set()
+
+    def during() -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    preparing = make(during)
+    prepared: list[bool] = []
+    thread = threading.Thread(
+        target=lambda: prepared.append(preparing.prepare("a", [], lambda: not idle.is_set()))
+    )
+    thread.start()
+    assert begun.wait(30)
+    preparing.expect(claimed)
+    idle.clear()
+    go_on.set()
+    with preparing.handing_over(claimed) as work:
+        assert (work is not None) == given
+    thread.join(30)
+    assert prepared == [given]
+
+
+def test_a_step_that_fails_leaves_nothing_behind_and_the_predictor_free() -> None:
+    def during() -> None:
+        raise ValueError("a step")
+
+    preparing = make(during)
+    with pytest.raises(ValueError, match="a step"):
+        preparing.prepare("a", [], lambda: False)
+    with preparing.handing_over("a") as work:
+        assert work is None
+
+
+def test_what_no_job_comes_for_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    preparing = make()
+    assert preparing.prepare("a", [], lambda: False)
+    monkeypatch.setattr(preparing_module, "UNCLAIMED_S", 0.05)
+    preparing.drop_unclaimed({"a"})
+    preparing.drop_unclaimed(set())
+    assert preparing._held is not None
+
+    def dropped() -> bool:
+        preparing.drop_unclaimed(set())
+        return preparing._held is None
+
+    wait_for(dropped, 10, "let go")
+
+
+def test_work_is_of_exactly_the_images_that_it_was_made_of() -> None:
+    images = [instance("1.2.3", n) for n in range(3)]
+    work = StudyWork(images, cast(Any, None), EligibilityRules())
+    assert work.is_of(images[::-1])
+    assert not work.is_of(images[:2])
+    assert not work.is_of([*images, instance("1.2.3", 9)])
+    assert not work.is_of([*images[:2], images[1]])
+    for change in ({"sha256": "0" * 64}, {"path": images[2].path.with_name("other.dcm")}):
+        changed: ReceivedInstance = dataclasses.replace(images[2], **cast(Any, change))
+        assert not work.is_of([*images[:2], changed])
