@@ -141,6 +141,9 @@ class Signs:
         finally:
             done.set()
             thread.join()
+            if stop.is_set():
+                # However soon it ends after it was told to.
+                self.enter(Phase.STOPPING)
 
 
 class Beats:

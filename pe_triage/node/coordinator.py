@@ -112,7 +112,7 @@ class Coordinator:
         leading: Callable[[], bool] = lambda: True,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        self._living_boots = living_boots or spool.living_boots
+        self._living_boots = living_boots or (lambda: spool.living_boots())
         self._hosts = hosts
         self._leading = leading
         self._indexer = indexer

@@ -198,6 +198,7 @@ class Supervisor:
         child.process = None
         child.ready = False
         self._signs.expect(child.spec.name, awaited=child.spec.awaited)
+        self._signs.write()  # it may be back before the next regular look
         if child.connection is not None:
             child.connection.close()
             child.connection = None

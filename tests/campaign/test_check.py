@@ -94,6 +94,8 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 
 def analysed(queue: JobQueue, studies: StudyStore, data_dir: Path) -> tuple[str, int]:
     """Let a worker do the next job; its study and run."""
+    # An earlier test's level would hide the event, also from loggers that were made under it.
+    structlog.reset_defaults()
     config = write_config(data_dir / "node.toml", [PACS])
     settings = load_settings({"data_dir": data_dir}, config_file=config, environ={})
     stand_in: Any = StandIn(0.0)

@@ -47,7 +47,7 @@ def waiting_worker(store: StoreUnderTest, bell: Bell) -> Iterator[None]:
         clock=store.clock,
         bell=bell,
     )
-    worker._run_job = lambda job, heart, log: store.finish(job)  # type: ignore[method-assign]
+    worker._run_job = lambda job, heart, log, _work: store.finish(job)  # type: ignore[method-assign]
     stop = threading.Event()
     thread = threading.Thread(target=worker.run, args=(stop,))
     thread.start()

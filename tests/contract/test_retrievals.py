@@ -109,5 +109,7 @@ def test_a_part_is_fetched_on_and_not_queued(
     assert fetched == ["1.2.3"]
     assert store.queue.pending().total == 0
     Retrievals(store.engine).end("1.2.3")
-    assert reprocess.queue_one(settings, store.engine, "1.2.3", None) == 1
+    store.enqueue("1.2.3")
+    store.finish(store.claimed())
+    assert reprocess.queue_one(settings, store.engine, "1.2.3", None) == 2
     assert (len(fetched), store.queue.pending().total) == (1, 1)

@@ -27,7 +27,7 @@ from pe_triage.deliver.retrieve_scu import (
     Part,
     RetrieveScu,
 )
-from pe_triage.domain import Destination
+from pe_triage.domain import Destination, StudyState
 from pe_triage.store import schema
 from pe_triage.store.engine import open_engine
 from pe_triage.store.schema import Rank
@@ -189,6 +189,11 @@ def test_another_patient_there_is_not_fetched(
     engine = open_engine(running.database_url)
     with engine.begin() as connection:
         connection.execute(schema.instances.delete().where(schema.instances.c.study_uid == study))
+        connection.execute(
+            schema.studies.update()
+            .where(schema.studies.c.study_uid == study)
+            .values(state=StudyState.NOT_EVALUATED.value)
+        )
     engine.dispose()
     done = reprocess(running, configured(home, pacs.address, "get"), study)
     assert done.returncode == 1
