@@ -175,10 +175,9 @@ def test_a_kill_at_any_moment_leaves_all_or_nothing(store: StoreUnderTest) -> No
     assert len(due) == len({d.sop_instance_uid for d in due}) == 2 * len(jobs)
 
 
-def test_a_claim_under_way_holds_no_other_up(store: StoreUnderTest, backend: str) -> None:
-    """PostgreSQL: what another is taking at this moment is passed over, and not waited for."""
-    if backend != "postgresql":
-        pytest.skip("SQLite has one writer at a time")
+@pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
+def test_a_claim_under_way_holds_no_other_up(store: StoreUnderTest) -> None:
+    """What another is taking at this moment is passed over; SQLite has one writer at a time."""
     jobs = [store.queued(f"1.2.826.0.1.{n}") for n in range(3)]
     with store.engine.connect() as connection, connection.begin() as transaction:
         taken = connection.execute(claimable(lock=True)).scalar_one()

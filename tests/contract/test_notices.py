@@ -20,15 +20,13 @@ from tests.support.node import wait_for
 from tests.support.store import PACS, STUDY, StoreUnderTest
 
 NEVER_S = 3600.0
+ON_POSTGRES = pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
+"""SQLite has nothing to listen to."""
 
 
 @pytest.fixture
-def listener(
-    store: StoreUnderTest, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Listener]:
+def listener(store: StoreUnderTest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     """A listener that looks by itself only while it cannot listen."""
-    if backend != "postgresql":
-        pytest.skip("SQLite has nothing to listen to")
     monkeypatch.setattr(notices, "IDLE_LOOK_S", NEVER_S)
     with Listener(store.engine, poll_s=0.05).running() as running:
         wait_for(lambda: running.listening, 30, "listening")
@@ -87,6 +85,7 @@ def listening_backends(store: StoreUnderTest) -> list[int]:
         )
 
 
+@ON_POSTGRES
 def test_a_word_comes_with_the_commit_and_only_then(
     store: StoreUnderTest, listener: Listener
 ) -> None:
@@ -105,6 +104,7 @@ def test_a_word_comes_with_the_commit_and_only_then(
     wait_for(lambda: bell.heard() > heard, 20, "the word")
 
 
+@ON_POSTGRES
 def test_a_waiting_worker_starts_and_an_idle_one_asks_nothing(
     store: StoreUnderTest, listener: Listener
 ) -> None:
@@ -121,6 +121,7 @@ def test_a_waiting_worker_starts_and_an_idle_one_asks_nothing(
         ended(store, "1.2.3.2")
 
 
+@ON_POSTGRES
 def test_a_job_that_waits_for_its_time_is_found_then(
     store: StoreUnderTest, listener: Listener
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_job_that_waits_for_its_time_is_found_then(
         ended(store)
 
 
+@ON_POSTGRES
 def test_a_run_that_waited_for_an_earlier_one_is_found(
     store: StoreUnderTest, listener: Listener
 ) -> None:
@@ -142,6 +144,7 @@ def test_a_run_that_waited_for_an_earlier_one_is_found(
         ended(store)
 
 
+@ON_POSTGRES
 def test_what_a_dead_worker_held_is_heard_of(store: StoreUnderTest, listener: Listener) -> None:
     store.queued()
     store.claimed("dead/")
@@ -150,6 +153,7 @@ def test_what_a_dead_worker_held_is_heard_of(store: StoreUnderTest, listener: Li
         ended(store)
 
 
+@ON_POSTGRES
 def test_deliveries_ring_too(store: StoreUnderTest, listener: Listener) -> None:
     took: list[int] = []
 
@@ -179,6 +183,7 @@ def test_deliveries_ring_too(store: StoreUnderTest, listener: Listener) -> None:
         thread.join(10)
 
 
+@ON_POSTGRES
 def test_a_lost_connection_loses_no_job(store: StoreUnderTest, listener: Listener) -> None:
     with waiting_worker(store, listener.bell(Topic.JOBS)):
         pids = listening_backends(store)
@@ -194,11 +199,10 @@ def test_a_lost_connection_loses_no_job(store: StoreUnderTest, listener: Listene
         ended(store, "1.2.3.2")
 
 
+@ON_POSTGRES
 def test_a_pooler_that_swallows_words_is_found_out(
     store: StoreUnderTest, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if backend != "postgresql":
-        pytest.skip("SQLite has nothing to listen to")
     monkeypatch.setattr(notices, "IDLE_LOOK_S", NEVER_S)
     monkeypatch.setattr(notices, "PROBE_WAIT_S", 0.2)
     swallowed = SimpleNamespace(pg_notify=lambda _channel, _word: literal(1))
