@@ -47,7 +47,9 @@ def newest_migration() -> Path:
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the package as it was before the newest migration."""
     name = newest_migration().relative_to(ROOT)
-    added = git("log", "--diff-filter=A", "--format=%H", "-1", "--", str(name)).decode().strip()
+    # As the trunk saw it: a migration may come, or get its number, in a merge.
+    asked = ("log", "-m", "--first-parent", "--diff-filter=A", "--format=%H", "-1", "--", str(name))
+    added = git(*asked).decode().strip()
     before = f"{added}^" if added else "HEAD"
     archive = git("archive", before, "pe_triage", "migrations")
     folder = tmp_path_factory.mktemp("older")
