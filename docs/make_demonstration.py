@@ -248,7 +248,7 @@ def page(seeds: Seeds, reports: Mapping[str, Mapping[str, Any]], remarks: str) -
         "stage 1: slice labels alone teach little in the time. The seeds of every part stand in "
         "`pe_triage/training/demonstration/seeds.json`; the phantom's physical parameters "
         "([phantom.md](phantom.md)) were frozen before the first training run. Heatmap cells "
-        "measure 7.7 to 11.8 mm, by the field of view.",
+        "measure 7.7 to 12.0 mm, by the field of view.",
         remarks.strip(),
     ]
     if "standard" in reports:

@@ -141,10 +141,9 @@ def generate_study(
         vary = varied(habitus_rng, effects, findings)
     scene = build_scene(body_rng, plan, vary)
     body = scene.anatomy
-    half_width_mm = (CAVITY_HALF_WIDTH_MM + 22 + body.fat_mm) * body.pose.scale
     grid = Grid.of(
         size=size,
-        field_of_view_mm=round(2 * (half_width_mm + 18)),
+        field_of_view_mm=field_of_view_mm(body.fat_mm, body.pose.scale),
         coverage_mm=coverage_mm,
         slice_spacing_mm=slice_spacing_mm,
         slice_thickness_mm=thickness_mm,
@@ -181,6 +180,18 @@ def generate_study(
         kernel=findings.kernel.name if findings else PLAIN_KERNEL.name,
         generator_version=EFFECTS_VERSION if findings else GENERATOR_VERSION,
     )
+
+
+def field_of_view_mm(fat_mm: float, scale: float) -> int:
+    """Width and height of the image around a body, 18 mm of air on either side of it.
+
+    Parameters
+    ----------
+    fat_mm, scale
+        Of the body (`Anatomy.fat_mm`, `Pose.scale`).
+    """
+    half_width_mm = (CAVITY_HALF_WIDTH_MM + 22 + fat_mm) * scale
+    return round(2 * (half_width_mm + 18))
 
 
 def _key(seed: int, preset: Preset, grid: Grid) -> str:

@@ -8,7 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 from pe_triage.model.card import read_card
+from pe_triage.model.encoders import make_encoder
+from pe_triage.phantom import generate_study
+from pe_triage.phantom.effects import Habitus
+from pe_triage.phantom.study import field_of_view_mm
 from pe_triage.resources import demonstration_bundle
 from pe_triage.training.demonstration.seeds import read_seeds
 
@@ -53,3 +59,20 @@ def test_the_bundle_that_is_shipped_was_calibrated_on_the_validation_part() -> N
     fitted = _report("validation")["calibration_fit"]
     assert fitted == read_card(demonstration_bundle()).metrics["calibration"]
     assert fitted["studies"] == read_seeds().parts["validation"].count
+
+
+def test_a_heatmap_cell_is_no_larger_than_12_mm_whatever_body_is_drawn() -> None:
+    spec = read_card(demonstration_bundle()).spec
+    step = make_encoder(spec).grid.step
+    body = Habitus()
+    for scale, fat_mm, cell_mm in (
+        (body.scale.low, body.fat_mm.low, 7.7),
+        (body.scale.high, body.fat_mm.high, 12.0),
+    ):
+        assert field_of_view_mm(fat_mm, scale) * step / spec.size == pytest.approx(
+            cell_mm, abs=0.05
+        )
+        assert f"{cell_mm}" in (DOCS / "demonstration.md").read_text(encoding="utf-8")
+    drawn = generate_study(1, "standard", size=64, n_slices=8)
+    whole_mm = field_of_view_mm(drawn.drawn["fat_mm"], drawn.drawn["body_scale"])
+    assert drawn.spacing_mm[2] * 64 == pytest.approx(whole_mm, abs=1)

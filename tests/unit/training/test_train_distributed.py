@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from pe_triage.model.bundle import load_bundle
 from pe_triage.model.schedule import Schedule
 from pe_triage.model.spec import SPECS
 from pe_triage.training.cache import build_cache
+from pe_triage.training.checkpoint import load_checkpoint, same_weights
 from pe_triage.training.distributed import join_world
 from pe_triage.training.fit import CardWords, Run, fit
 from pe_triage.training.reporting import Reporter
@@ -25,6 +29,7 @@ from pe_triage.training.rspect import read_rspect
 from pe_triage.training.settings import TrainSettings
 from pe_triage.training.splits import split_by_patient
 from tests.support.rspect import small_tree
+from tests.support.training import checkpoint_written
 
 SPEC = replace(SPECS["plain-cnn"].reduced(32, hidden=8), head="sequence", dropout=0.0)
 """Both stages, without batch normalisation, whose statistics are each process' own."""
@@ -140,3 +145,59 @@ def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
             atol=1e-5,
             msg=lambda said, n=name: f"{n}: {said}",
         )  # 12 steps of 1e-4: a whole step that went the other way would be seen
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(sys.platform != "linux", reason="finds its ranks in /proc: Linux")
+def test_killed_under_torchrun_it_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    """SIGKILL of one rank by chance, again and again: torchrun ends, and the next one resumes."""
+    tree = small_tree(tmp_path / "t", 6, size=64, slices=6)
+
+    def command(out: Path) -> list[str]:
+        return [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            "--nproc-per-node", "2", "-m", "pe_triage", "train", "attention-bilstm",
+            "--data", str(tree), "--out", str(out), "--size", "64", "--epochs1", "2",
+            "--epochs2", "3", "--batch1", "2", "--batch2", "2", "--units-per-exam", "4",
+            "--validation", "0.34", "--checkpoint-steps", "1", "--device", "cpu",
+            "--no-tensorboard",
+        ]  # fmt: skip
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole), check=True, capture_output=True, env=environment)
+    rng = random.Random(2)
+    killed_in: list[str] = []
+    while True:
+        more = ["--resume"] if (out / "run.json").exists() else []
+        torchrun = subprocess.Popen(
+            [*command(out), *more],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        seen, wanted = checkpoint_written(out), rng.randint(2, 4)
+        while torchrun.poll() is None and wanted:
+            now = checkpoint_written(out)
+            wanted -= now != seen
+            seen = now
+            time.sleep(0.001)
+        ranks = _children(torchrun.pid)
+        if torchrun.poll() is None and len(ranks) == 2:
+            os.kill(rng.choice(ranks), signal.SIGKILL)
+        if torchrun.wait() == 0:
+            break
+        killed_in.append(load_checkpoint(out / "checkpoint.safetensors")[1]["progress"]["stage"])
+        assert len(killed_in) < 30
+    assert set(killed_in) == {"stage1", "stage2"}
+    one, two = (load_bundle(p / "bundle").network.state_dict() for p in (whole, out))
+    assert same_weights(one, two)
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that `pid` started and that still run."""
+    try:
+        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []

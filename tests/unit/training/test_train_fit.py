@@ -35,6 +35,7 @@ from pe_triage.training.settings import TrainSettings, learning_rate
 from pe_triage.training.splits import split_by_patient
 from pe_triage.training.volumes import load_exam
 from tests.support.rspect import small_tree
+from tests.support.training import checkpoint_written
 
 # Dropout and batch normalisation stay in: what is drawn must come out the same after a resume.
 SPEC = replace(ATTENTION_BILSTM.reduced(32, hidden=8), backbone="tinynet_e", stride=16, dropout=0.3)
@@ -274,9 +275,9 @@ def test_a_process_killed_outright_goes_on_from_the_command_line(
         process = subprocess.Popen(
             [*command(out), *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        seen, wanted = _written(out), rng.randint(1, 3)
+        seen, wanted = checkpoint_written(out), rng.randint(1, 3)
         while process.poll() is None and wanted:
-            now = _written(out)
+            now = checkpoint_written(out)
             wanted -= now != seen
             seen = now
             time.sleep(0.001)
@@ -294,14 +295,6 @@ def test_a_process_killed_outright_goes_on_from_the_command_line(
     assert set(killed_in) == {"stage1", "stage2"}
     a, b = (load_bundle(p / "bundle").network.state_dict() for p in (tmp_path / "whole", out))
     assert same_weights(a, b)
-
-
-def _written(run: Path) -> int:
-    """When the checkpoint was last written, ns; 0 before the first."""
-    try:
-        return (run / "checkpoint.safetensors").stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
 
 
 @pytest.mark.long
