@@ -50,8 +50,8 @@ def inspect(path: Path, as_json: bool) -> None:
     help="Processes that draw phantoms.",
 )  # fmt: skip
 @click.option(
-    "--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True,
-    help="Of stage 1's training; bf16 is slow on processors without its instructions.",
+    "--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True,
+    help="Of stage 1's training; auto is bf16 where the processor has the instructions.",
 )  # fmt: skip
 def demonstration(out: Path, workers: int, precision: str) -> None:
     """Make the bundled demonstration model again, from seeds to calibrated bundles.
@@ -65,11 +65,14 @@ def demonstration(out: Path, workers: int, precision: str) -> None:
     from pe_triage.training.demonstration.calibrate import calibrate_all
     from pe_triage.training.demonstration.recipe import Amounts, Recipe, make_demonstration
     from pe_triage.training.demonstration.seeds import read_seeds
+    from pe_triage.training.loop import processor_precision
     from pe_triage.training.reporting import Reporter
 
     recipe = Recipe(
         seeds=read_seeds(), out=out, amounts=Amounts(), workers=workers,
-        precision={"bf16": torch.bfloat16, "fp32": torch.float32}[precision],
+        precision={"bf16": torch.bfloat16, "fp32": torch.float32}.get(
+            precision, processor_precision()
+        ),
     )  # fmt: skip
 
     def now() -> datetime:

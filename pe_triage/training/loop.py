@@ -300,6 +300,15 @@ def precision_of(settings: TrainSettings, world: World) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def processor_precision() -> torch.dtype:
+    """Return bfloat16 where this processor computes in it, float32 where it would emulate it.
+
+    Emulated (x86 without AVX512-BF16 or AMX), a convolution takes some ten times as long.
+    """
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
 def _optimiser(schedule: Schedule, parameters: list[nn.Parameter]) -> Optimizer:
     more: dict[str, Any] = {"momentum": 0.9} if schedule.optimiser == "sgd" else {}
     return _OPTIMISERS[schedule.optimiser](

@@ -121,7 +121,8 @@ class Recipe:
     workers
         Processes that draw phantoms; one more prepares batches.
     precision
-        Of stage 1: bfloat16 is three times as fast where the processor has the instructions.
+        Of stage 1: bfloat16 is three times as fast where the processor has the instructions, and
+        some ten times as slow where it has not (`loop.processor_precision`).
     """
 
     seeds: Seeds

@@ -28,7 +28,7 @@ from pe_triage.training.cache import build_cache
 from pe_triage.training.checkpoint import load_checkpoint, same_weights, save_checkpoint
 from pe_triage.training.distributed import World
 from pe_triage.training.fit import CardWords, Run, fit, intended_use_of
-from pe_triage.training.loop import TrainingStoppedError
+from pe_triage.training.loop import TrainingStoppedError, processor_precision
 from pe_triage.training.reporting import Reporter
 from pe_triage.training.rspect import read_rspect
 from pe_triage.training.settings import TrainSettings, learning_rate
@@ -212,6 +212,22 @@ def test_rates_follow_the_schedule() -> None:
     cosine = Schedule(lr=1.0, scheduler="cosine", epochs=10)
     assert learning_rate(cosine, 5) == pytest.approx(0.5)
     assert learning_rate(Schedule(lr=0.3), 9) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("able", "want"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_a_processor_computes_in_bfloat16_only_where_it_has_the_instructions(
+    able: dict[str, bool], want: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert processor_precision() is want
 
 
 def test_a_checkpoint_cut_off_is_refused_and_an_earlier_one_survives(tmp_path: Path) -> None:
