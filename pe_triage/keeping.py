@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,5 +193,9 @@ def timers(
 ) -> list[Timer]:
     """Everything of this side that happens by the clock."""
     from pe_triage.node.retention import EVERY_S
+    from pe_triage.node.retrieval import ABANDONED_AFTER_S, clean_scratch
 
-    return [("retention", retention(settings, engine, spool, part, clock).tick, EVERY_S)]
+    return [
+        ("retention", retention(settings, engine, spool, part, clock).tick, EVERY_S),
+        ("scratch", partial(clean_scratch, settings.data_dir), ABANDONED_AFTER_S / 6),
+    ]

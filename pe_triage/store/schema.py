@@ -517,4 +517,4 @@ retrievals = Table(
     Column("wanted", StrictJson, nullable=False),
     Column("begun_at", Double, nullable=False),
 )
-"""What was asked of an archive by C-MOVE and has not come whole yet."""
+"""What is fetched from an archive and has not come whole yet."""

@@ -412,6 +412,23 @@ def test_what_a_dead_receiver_left_goes_soon_and_what_is_written_never(spool: Sp
     assert [living.exists(), dead.exists(), starting.exists()] == [True, False, True]
 
 
+def test_a_command_lives_while_it_says_so(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pe_triage.receive.spool.PASSING_RENEW_S", 0.01)
+    (spool.root / "receivers" / "receiver-1").write_text("7" * 21)
+    os.utime(spool.root / "receivers" / "receiver-1", (1e9, 1e9))
+    with spool.passing("1"):
+        announced = spool.root / "receivers" / "retrieve-1"
+        for _ in range(2):
+            os.utime(announced, (1e9, 1e9))
+            until_s = time.monotonic() + 60
+            while spool.boot_id not in spool.living_boots():
+                assert time.monotonic() < until_s, "it does not renew what it announced"
+        spool.forget_receivers(None, older_than_s=3600)
+        # A receiver is replaced by its successor, however long it has been there.
+        assert spool.living_boots() == {spool.boot_id, "7" * 21}
+    assert spool.living_boots() == {"7" * 21}
+
+
 def test_unusable_directories_are_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
