@@ -377,6 +377,7 @@ def receiver_process(
                 max_associations=settings.max_associations,
                 network_timeout_s=settings.network_timeout_s,
                 min_free_bytes=settings.min_free_mb << 20,
+                resume_free_bytes=settings.resume_free_bytes,
                 drain_s=settings.drain_s,
                 commitment=committing.access(settings),
             ),

@@ -17,6 +17,9 @@ LOW_MARK = 8
 """Default of `low_free_mb` over `min_free_mb`."""
 TARGET = 1.5
 """Default of `target_free_mb` over `low_free_mb`."""
+RECOVERY = 1.25
+"""Free space over the floor, at which images are taken again that were refused for want of it: room
+for a study, where the floor is the default. At the floor itself a study would go in by turns."""
 DAY_S, HOUR_S = 86400.0, 3600.0
 
 
@@ -97,6 +100,11 @@ def marks_of(table: RetentionTable, min_free_mb: int) -> Marks:
     if target < low:
         raise ValueError(f"target_free_mb: {target} is below low_free_mb, which is {low}")
     return Marks(low=low << 20, target=target << 20)
+
+
+def resume_free(min_free_bytes: int, marks: Marks) -> int:
+    """Free bytes at which images are taken again; never more than removal would make free."""
+    return min(int(RECOVERY * min_free_bytes), marks.low) if min_free_bytes else 0
 
 
 def rows(table: type[BaseModel] = RetentionTable) -> list[tuple[str, Any, str]]:

@@ -33,6 +33,7 @@ def retention(
         "enabled": is_on(table, has_destination=bool(settings.routes)),
         "free_mb": lowest_free(settings.store_dir, settings.spool_dir) >> 20,
         "refused_below_mb": settings.min_free_mb,
+        "taken_again_at_mb": settings.resume_free_bytes >> 20,
         "low_free_mb": marks.low >> 20,
         "target_free_mb": marks.target >> 20,
         "images_mb": store.held_bytes() >> 20,
@@ -53,7 +54,8 @@ def retention(
         return
     click.echo(
         f"{doc['studies']} studies hold {doc['images_mb']} MiB of images; {doc['free_mb']} MiB are "
-        f"free (removal below {doc['low_free_mb']}, refusal below {doc['refused_below_mb']})"
+        f"free (removal below {doc['low_free_mb']}, refusal below {doc['refused_below_mb']} "
+        f"until {doc['taken_again_at_mb']})"
     )
     if not doc["enabled"]:
         click.echo(

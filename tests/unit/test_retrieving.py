@@ -120,7 +120,7 @@ def test_what_does_not_fit_does_not_enter(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered: list[Any] = []
-    monkeypatch.setattr(FreeSpace, "bytes", lambda _self: (1 << 20) + 2999)
+    monkeypatch.setattr(FreeSpace, "bytes", lambda *_: (1 << 20) + 2999)
     monkeypatch.setattr(
         StoreSession, "store", lambda *arguments, **_named: entered.append(arguments)
     )
