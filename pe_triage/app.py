@@ -276,6 +276,8 @@ def run_worker(settings: Settings, load: Load = load_predictor) -> None:
         signal.signal(number, lambda *_: stop.set())
     owner = owner_of(f"worker-{uuid.uuid4().hex[:12]}", "worker", os.getpid())
     log = get_logger(owner=owner)
+    if not settings.routes:
+        log.warning("worker.sends_nowhere", kept_days=settings.retention.unsent_days or None)
     signs = Signs(settings.health_file)
     signs.expect("worker", awaited=True)
     with signs.written_down(stop), listening(engine) as bells:
@@ -375,6 +377,7 @@ def receiver_process(
                 max_associations=settings.max_associations,
                 network_timeout_s=settings.network_timeout_s,
                 min_free_bytes=settings.min_free_mb << 20,
+                resume_free_bytes=settings.resume_free_bytes,
                 drain_s=settings.drain_s,
                 commitment=committing.access(settings),
             ),

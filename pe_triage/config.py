@@ -29,7 +29,7 @@ from pe_triage.destinations import AnyDestination
 from pe_triage.domain import Destination
 from pe_triage.errors import ConfigurationError, InputError
 from pe_triage.monitoring import QueryTable, ReconcileTable, SenderTable, WatchTable
-from pe_triage.retention import Marks, RetentionTable, marks_of
+from pe_triage.retention import Marks, RetentionTable, marks_of, resume_free
 from pe_triage.routing import Route
 from pe_triage.urgency import UrgencyRule
 
@@ -114,7 +114,8 @@ class Settings(BaseModel):
     min_free_mb: Annotated[int, Field(ge=0)] = Field(
         default=1024,
         description="Free space (MiB) in the data directory below which instances are refused "
-        "with A700.",
+        "with A700, until there is a quarter more, or `low_free_mb` where that is less; 0: it is "
+        "not looked at.",
     )
 
     # --- when is a study complete
@@ -352,6 +353,11 @@ class Settings(BaseModel):
     def space_marks(self) -> Marks:
         """Free space at which the removal of files begins and ends."""
         return marks_of(self.retention, self.min_free_mb)
+
+    @property
+    def resume_free_bytes(self) -> int:
+        """Free space at which images are taken again that were refused for want of it."""
+        return resume_free(self.min_free_mb << 20, self.space_marks)
 
     @property
     def peers(self) -> tuple[Destination, ...]:

@@ -319,6 +319,9 @@ class Job:
     """Grows with each claim; a finish with an old token is refused."""
     received_at: datetime
     last_image_at: datetime
+    dated_at: datetime
+    """By which its results are dated, however often and whenever it is worked: of a first run when
+    the last of its images came, of a later one when it was queued."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from pe_triage.config import Settings
 from pe_triage.errors import InputError
 from pe_triage.logs import get_logger
 from pe_triage.receive.spool import Spool
-from pe_triage.retention import DAY_S
+from pe_triage.retention import DAY_S, is_on
 from pe_triage.sharing import Part, restore_store
 from pe_triage.startup import hold_data_dir, prepare_database
 from pe_triage.store.backup import check_restorable, restore_database
@@ -147,8 +148,13 @@ def retention_store(
     settings: Settings, engine: Engine, clock: Callable[[], datetime]
 ) -> RetentionStore:
     """What may be removed, by the rules of the database."""
-    limit_s = settings.retention.uncommitted_days * DAY_S
-    return RetentionStore(engine, clock=clock, commit_limit_s=limit_s or None)
+    table = settings.retention
+    return RetentionStore(
+        engine,
+        clock=clock,
+        commit_limit_s=table.uncommitted_days * DAY_S or None,
+        unsent_limit_s=table.unsent_days * DAY_S or None,
+    )
 
 
 def retention(
@@ -158,12 +164,12 @@ def retention(
     part: Part,
     clock: Callable[[], datetime],
 ) -> Retention:
-    """What removes files; where results are sent nowhere it only finishes what it had begun."""
+    """What removes files; where nothing may go it only finishes what it had begun."""
     from pe_triage.node.retention import Retention
 
     table = settings.retention
-    if not settings.routes:
-        table = table.model_copy(update={"enabled": False})
+    on = is_on(table, has_destination=bool(settings.routes))
+    table = table.model_copy(update={"enabled": on})
     return Retention(
         store=retention_store(settings, engine, clock),
         spool=spool,
@@ -187,5 +193,9 @@ def timers(
 ) -> list[Timer]:
     """Everything of this side that happens by the clock."""
     from pe_triage.node.retention import EVERY_S
+    from pe_triage.node.retrieval import ABANDONED_AFTER_S, clean_scratch
 
-    return [("retention", retention(settings, engine, spool, part, clock).tick, EVERY_S)]
+    return [
+        ("retention", retention(settings, engine, spool, part, clock).tick, EVERY_S),
+        ("scratch", partial(clean_scratch, settings.data_dir), ABANDONED_AFTER_S / 6),
+    ]

@@ -107,9 +107,10 @@ def _retriever(
         modality=table.modality,
         attempts=table.attempts,
         index_wait_s=table.index_wait_s,
+        retrievals=Retrievals(engine),
     )
     if table.by == "move":
-        return build(move=scu.move, retrievals=Retrievals(engine))
+        return build(move=scu.move)
     return build(
         get=lambda part, store, classes: scu.get(
             part, store, sop_classes=classes, syntaxes=TRANSFER_SYNTAXES
@@ -131,9 +132,7 @@ def _hand_over(
 
     size = sum(path.stat().st_size for _, path in objects)
     spool = Spool(settings.spool_dir)
-    name = f"retrieve-{uuid.uuid4().hex[:12]}"
-    spool.announce(name)
-    stack.callback(spool.retire, name)
+    stack.enter_context(spool.passing(uuid.uuid4().hex[:12]))
     min_free = settings.min_free_mb << 20
     if min_free and FreeSpace(str(spool.incoming)).bytes() - size < min_free:
         # All of it or nothing: a part in the spool would be taken for a study.

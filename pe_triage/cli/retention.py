@@ -22,7 +22,7 @@ def retention(
     from pe_triage.app import open_existing_database, utc_now
     from pe_triage.keeping import retention_store
     from pe_triage.node.retention import lowest_free
-    from pe_triage.retention import DAY_S, HOUR_S
+    from pe_triage.retention import DAY_S, HOUR_S, is_on
 
     table, marks = settings.retention, settings.space_marks
     store = retention_store(settings, open_existing_database(settings), utc_now)
@@ -30,9 +30,10 @@ def retention(
     settled = utc_now() - timedelta(hours=table.settle_h)
     aged = utc_now() - timedelta(seconds=max(table.images_days * DAY_S, table.settle_h * HOUR_S))
     doc = {
-        "enabled": table.enabled and bool(settings.routes),
+        "enabled": is_on(table, has_destination=bool(settings.routes)),
         "free_mb": lowest_free(settings.store_dir, settings.spool_dir) >> 20,
         "refused_below_mb": settings.min_free_mb,
+        "taken_again_at_mb": settings.resume_free_bytes >> 20,
         "low_free_mb": marks.low >> 20,
         "target_free_mb": marks.target >> 20,
         "images_mb": store.held_bytes() >> 20,
@@ -41,6 +42,7 @@ def retention(
             "active": kept.active,
             "in_doubt": kept.in_doubt,
             "undelivered": kept.undelivered,
+            "unsent": kept.unsent,
             "failed": kept.failed,
         },
         "removable_for_space": store.count(settled),
@@ -52,13 +54,17 @@ def retention(
         return
     click.echo(
         f"{doc['studies']} studies hold {doc['images_mb']} MiB of images; {doc['free_mb']} MiB are "
-        f"free (removal below {doc['low_free_mb']}, refusal below {doc['refused_below_mb']})"
+        f"free (removal below {doc['low_free_mb']}, refusal below {doc['refused_below_mb']} "
+        f"until {doc['taken_again_at_mb']})"
     )
     if not doc["enabled"]:
-        click.echo("by these settings nothing is removed: it is off, or results are sent nowhere")
+        click.echo(
+            "by these settings nothing is removed: it is off, or results are sent nowhere and "
+            "retention.unsent_days is not set"
+        )
     click.echo(
         f"kept: {kept.active} under way, {kept.in_doubt} in doubt, {kept.undelivered} not "
-        f"delivered, {kept.failed} failed"
+        f"delivered, {kept.unsent} sent nowhere on purpose, {kept.failed} failed"
     )
     click.echo(
         f"may go: {doc['removable_by_age']} by age now, {doc['removable_for_space']} should space "

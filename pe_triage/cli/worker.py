@@ -28,13 +28,17 @@ def worker(
     """Claim and analyse studies from the same database and storage as a node's.
 
     The deliveries that a worker plans are those of its own --send-to or --config; give it the
-    node's. Without any it does not start, unless --no-send says that this is meant.
+    node's. Without any it does not start, unless --no-send says that this is meant: then nothing is
+    planned, whatever the configuration says, and the files of what it answers stay until
+    retention.unsent_days are over.
     """
     settings = settings_from(data_dir=data_dir, database=database, config=config, **flags)
     if not settings.routes and not no_send:
         raise InputError(
             "worker: no destination; give the node's --send-to or --config, or --no-send"
         )
+    if no_send:
+        settings = settings.model_copy(update={"send_to": (), "destinations": ()})
     setup_logging(level=settings.log_level, json_lines=json_lines(settings.log_format))
     from pe_triage.app import run_worker
 

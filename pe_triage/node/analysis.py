@@ -84,6 +84,7 @@ def analyse_study(
     predecessors: Sequence[Dataset],
     now: datetime,
     beat: Beat,
+    dated_at: datetime | None = None,
     cautions: tuple[str, ...] = (),
     corrected: CorrectedPatient | None = None,
     work: StudyWork | None = None,
@@ -99,7 +100,9 @@ def analyse_study(
     predecessors
         SR data sets of earlier runs that this one supersedes, newest first.
     now
-        Aware time that the results carry.
+        Aware time that messages carry.
+    dated_at
+        Aware time that objects carry (`Job.dated_at`); None: `now`.
     beat
         Called between pieces of long work; it raises where the lease was lost.
     cautions
@@ -144,7 +147,7 @@ def analyse_study(
         volume=volume,
         headers=headers,
         predecessors=predecessors,
-        now=now,
+        now=dated_at or now,
         settings=options.report,
     )
     messages: tuple[ResultMessage, ...] = ()

@@ -32,7 +32,7 @@ CLEAN_EVERY_S = 3600.0
 ABANDONED_AFTER_S = 6 * 3600.0
 """Age at which a temporary file in the spool belongs to no transfer any more."""
 FORGOTTEN_AFTER_S = 24 * 3600.0
-"""Age at which it is forgotten what a receiver of a host that is gone has announced."""
+"""Age at which it is forgotten what a command, or a receiver of a host that is gone, announced."""
 
 CLOCK_STEP_S = 1.0
 """By so much the wall clock must fall behind the steady one to count as set back."""
@@ -213,7 +213,8 @@ class Coordinator:
         removed = self._spool.clean_temporary(
             older_than_s=ABANDONED_AFTER_S, living=self._living_boots()
         )
-        if self._hosts is not None:
-            self._spool.forget_receivers(self._hosts(), older_than_s=FORGOTTEN_AFTER_S)
+        self._spool.forget_receivers(
+            None if self._hosts is None else self._hosts(), older_than_s=FORGOTTEN_AFTER_S
+        )
         if removed:
             self._log.info("spool.cleaned", files=removed)

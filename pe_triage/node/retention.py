@@ -309,6 +309,7 @@ class Retention:
                     name=SPACE_ALARM,
                     message=f"{free >> 20} MiB are free, below {self._marks.low >> 20}, and "
                     f"nothing more can be removed: {kept.undelivered} studies are not delivered, "
+                    f"{kept.unsent} sent nowhere on purpose (retention.unsent_days), "
                     f"{kept.in_doubt} in doubt, {kept.failed} failed{off}; see "
                     "pe-triage retention",
                     facts={"free_mb": free >> 20, "low_mb": self._marks.low >> 20},

@@ -2,17 +2,20 @@
 
 What the archive has is asked for first, instance by instance (C-FIND), and only when all of it is
 in the database is the study queued: the archive's own "success" is not believed, and a part is
-never queued here for the whole. By C-GET a part does not even enter the spool. By C-MOVE it does,
-as anything that is sent here; what was to come is written down before it is asked for
-(`store.retrievals`), so the node knows how much is missing, whatever becomes of the archive and of
-this command, and says so in the answer, if it has to give one.
+never queued here for the whole. By C-GET a part does not even enter the spool, unless this command
+is killed at that very moment. By C-MOVE it does, as anything that is sent here. What was to come is
+written down before the first of it can be there (`store.retrievals`), so the node knows how much
+is missing, whatever becomes of the archive and of this command, and says so in the answer, if it
+has to give one.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +44,10 @@ CT_CLASSES = (
 )
 """CT Image, Enhanced CT and Legacy Converted Enhanced CT Image Storage."""
 POLL_S = 0.1
+SCRATCH = "retrieving-"
+"""Start of the name of a folder for what is not whole yet."""
+ABANDONED_AFTER_S = 6 * 3600.0
+"""Age at which such a folder belongs to nobody: no archive is waited for so long."""
 SUCCESS = 0x0000
 
 
@@ -160,7 +167,7 @@ class Retriever:
     scratch
         Directory for what is not whole yet.
     retrievals
-        Where it is said what is to come by C-MOVE, before it comes.
+        Where it is said what is to come, before it comes.
     """
 
     def __init__(
@@ -228,6 +235,10 @@ class Retriever:
         self._end(wanted)
         return len(wanted.uids)
 
+    def _begin(self, wanted: Wanted) -> None:
+        if self._retrievals is not None:
+            self._retrievals.begin(wanted.study_uid, wanted.images)
+
     def _end(self, wanted: Wanted) -> None:
         if self._retrievals is not None:
             self._retrievals.end(wanted.study_uid)
@@ -267,8 +278,7 @@ class Retriever:
         self, wanted: Wanted, missing: set[str], on_progress: Callable[[Progress], None]
     ) -> None:
         assert self._move is not None
-        if self._retrievals is not None:
-            self._retrievals.begin(wanted.study_uid, wanted.images)
+        self._begin(wanted)
         ended: Retrieved | None = None
         for _ in range(self._attempts):
             for part in parts_of(wanted.study_uid, wanted.series, missing):
@@ -286,7 +296,9 @@ class Retriever:
         assert self._get is not None
         assert self._hand_over is not None
         ended: Retrieved | None = None
-        with tempfile.TemporaryDirectory(dir=self._scratch, prefix="retrieving-") as folder:
+        if self._scratch is not None:
+            clean_scratch(self._scratch)
+        with tempfile.TemporaryDirectory(dir=self._scratch, prefix=SCRATCH) as folder:
             came: dict[str, tuple[Sent, Path]] = {}
 
             def store(sent: Sent) -> int:
@@ -316,6 +328,7 @@ class Retriever:
             left = missing - came.keys()
             if left:
                 self._give_up(wanted, left, ended)
+            self._begin(wanted)
             self._hand_over([came[uid] for uid in sorted(came)])
         still = self._wait_indexed(wanted, missing)
         if still:
@@ -347,3 +360,12 @@ class Retriever:
         )
         kind = RetrievalLaterError if ended and ended.course is Course.AGAIN else RetrievalError
         raise kind(f"{wanted.study_uid}: {words}")
+
+
+def clean_scratch(scratch: Path) -> None:
+    """Remove what commands that were killed had fetched and not handed over."""
+    before_s = time.time() - ABANDONED_AFTER_S
+    for folder in scratch.glob(f"{SCRATCH}*"):
+        with suppress(FileNotFoundError):
+            if folder.stat().st_mtime < before_s:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,7 @@
 The result files are durable before the database says that they exist, and one transaction makes
 the run's end, its results and their deliveries visible together. A worker that lost its lease
 finds its fencing token refused there; what it wrote lies in a directory of its own and is never
-sent. Result UIDs derive from the run, so whoever takes over makes the same logical objects.
+sent. Result UIDs and dates derive from the run, so whoever takes over makes the same objects.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class Worker:
     predictor
         Loaded once; jobs share it.
     clock
-        Aware time written into results.
+        Aware time written into messages; objects bear their run's, see `Job.dated_at`.
+    local
+        Puts that into the zone of the site.
     ahead
         What to do while there is no job; None: nothing.
     bell
@@ -121,6 +123,7 @@ class Worker:
         analysis: AnalysisOptions,
         options: WorkerOptions,
         clock: Callable[[], datetime],
+        local: Callable[[datetime], datetime] = datetime.astimezone,
         ahead: Ahead | None = None,
         bell: Bell | None = None,
         on_turn: Callable[[], None] = lambda: None,
@@ -131,6 +134,7 @@ class Worker:
         self._analysis = analysis
         self._options = options
         self._clock = clock
+        self._local = local
         self._ahead = ahead
         self._bell = bell or Looking(options.poll_s)
         self._on_turn = on_turn
@@ -207,6 +211,7 @@ class Worker:
             options=self._analysis,
             predecessors=[restated(ds, study.corrected) for ds in self._predecessors(job)],
             now=self._clock(),
+            dated_at=self._local(job.dated_at),
             beat=heart.check,
             cautions=self._cautions(job, len(relevant_instances(instances))),
             corrected=study.corrected,

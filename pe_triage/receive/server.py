@@ -61,6 +61,8 @@ class ReceiverOptions:
     """A larger object is answered A700."""
     min_free_bytes: int = 256 << 20
     """Below this much free space every object is answered A700; 0 switches the check off."""
+    resume_free_bytes: int | None = None
+    """Free space at which that ends; see `storing.StoreService`."""
     drain_s: float = 20.0
     """How long open associations may go on once the receiver is told to stop."""
     commitment: CommitmentAccess = field(default_factory=CommitmentAccess)
@@ -233,7 +235,11 @@ def run_receiver(
     log = get_logger(aet=options.aet)
     spool = Spool(options.spool_root)
     spool.announce(options.name)
-    service = StoreService(spool, min_free_bytes=options.min_free_bytes)
+    service = StoreService(
+        spool,
+        min_free_bytes=options.min_free_bytes,
+        resume_free_bytes=options.resume_free_bytes,
+    )
     ae = AE(ae_title=options.aet)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME

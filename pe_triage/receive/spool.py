@@ -18,9 +18,10 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -37,6 +38,11 @@ _ENTRY = re.compile(r"(?P<boot>\d{13}[0-9a-f]{8})-(?P<association>\d{8})-(?P<seq
 DEAD_WAIT_S = 60.0
 """Age of a temporary file of a receiver that is gone: one that starts may not be announced yet."""
 _HOST_END = "_"
+_PASSING = "retrieve-"
+PASSING_RENEW_S = 3.0
+PASSING_WAIT_S = 15.0
+"""A command that has not said for so long that it lives was killed. Where it was only slow no harm
+is done: what it says of its associations in the end still counts."""
 _REASON = re.compile(r"[a-z0-9_-]{1,64}")
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
 
@@ -152,12 +158,44 @@ class Spool:
         except OSError as error:
             raise _failed("cannot write to the spool", final, error) from error
 
-    def retire(self, receiver: str) -> None:
-        """Say that `receiver` has ended for good: a command that stored something, and is done."""
-        (self._receivers / receiver).unlink(missing_ok=True)
+    @contextmanager
+    def passing(self, token: str) -> Iterator[None]:
+        """Live under this boot id while the block runs: a command that stores something.
+
+        Nobody announces another in its place when it is killed, so it says again and again that it
+        lives.
+
+        Parameters
+        ----------
+        token
+            Unique among commands.
+
+        Raises
+        ------
+        SpoolError
+            It could not be written.
+        """
+        name = f"{_PASSING}{token}"
+        self.announce(name)
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(PASSING_RENEW_S):
+                # Without a time: on a store that hosts share, its own clock dates it.
+                with suppress(OSError):
+                    os.utime(self._receivers / name)
+
+        thread = threading.Thread(target=renew, name="passing", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(PASSING_WAIT_S)
+            (self._receivers / name).unlink(missing_ok=True)
 
     def living_boots(self, hosts: Collection[str] | None = None) -> frozenset[str]:
-        """Boot ids that `announce` last gave for each receiver.
+        """Boot ids that `announce` last gave for each receiver, and those of `passing` commands.
 
         Parameters
         ----------
@@ -170,26 +208,41 @@ class Spool:
         SpoolError
             It could not be read.
         """
+        boots = set()
+        now_s: float | None = None
         try:
-            return frozenset(
-                path.read_text(encoding="ascii")
-                for path in self._receivers.iterdir()
-                if path.suffix != _TEMPORARY and self._lives(path.name, hosts)
-            )
+            for path in self._receivers.iterdir():
+                if path.suffix == _TEMPORARY or not self._lives(path.name, hosts):
+                    continue
+                # A command may end while this looks.
+                with suppress(FileNotFoundError):
+                    if path.name.startswith(_PASSING):
+                        now_s = self.now_s() if now_s is None else now_s
+                        if path.stat().st_mtime < now_s - PASSING_WAIT_S:
+                            continue
+                    boots.add(path.read_text(encoding="ascii"))
         except (OSError, UnicodeDecodeError) as error:
             raise SpoolError(f"cannot read the spool: {type(error).__name__}") from error
+        return frozenset(boots)
 
     @staticmethod
     def _lives(receiver: str, hosts: Collection[str] | None) -> bool:
         host, of_host, _ = receiver.partition(_HOST_END)
         return hosts is None or not of_host or host in hosts
 
-    def forget_receivers(self, hosts: Collection[str], *, older_than_s: float) -> None:
-        """Remove what receivers of hosts that are gone have announced so long ago."""
+    def forget_receivers(self, hosts: Collection[str] | None, *, older_than_s: float) -> None:
+        """Remove what commands, and receivers of hosts that are gone, announced so long ago.
+
+        Parameters
+        ----------
+        hosts
+            See `living_boots`.
+        """
         before_s = self.now_s() - older_than_s
         for path in self._receivers.iterdir():
+            gone = path.name.startswith(_PASSING) or not self._lives(path.name, hosts)
             with suppress(FileNotFoundError):
-                if not self._lives(path.name, hosts) and path.stat().st_mtime < before_s:
+                if gone and path.stat().st_mtime < before_s:
                     path.unlink()
 
     def now_s(self) -> float:

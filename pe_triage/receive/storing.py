@@ -16,6 +16,7 @@ from pe_triage.receive.files import Buffer
 from pe_triage.receive.part10 import FileMetaTemplate
 from pe_triage.receive.spool import AssociationEvent, EventRecord, Spool
 from pe_triage.receive.validate import check_instance
+from pe_triage.retention import RECOVERY
 
 SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700
@@ -64,30 +65,43 @@ class FreeSpace:
         self._clock_s = clock_s
         self._statvfs = statvfs
         self._asked_at_s = float("-inf")
-        self._bytes = 0
+        self._found: Any = None
 
-    def bytes(self) -> int:
-        """Bytes that an unprivileged user may still write."""
+    def bytes(self, spare_files: int = SPARE_FILES) -> int:
+        """Bytes that an unprivileged user may still write; see `usable_bytes`."""
         now = self._clock_s()
         if now - self._asked_at_s >= self._interval_s:
-            self._bytes = usable_bytes(self._statvfs(self._path))
+            self._found = self._statvfs(self._path)
             self._asked_at_s = now
-        return self._bytes
+        return usable_bytes(self._found, spare_files)
 
 
 class StoreService:
-    """Shared by all associations of one receiver process."""
+    """Shared by all associations of one receiver process.
+
+    Parameters
+    ----------
+    min_free_bytes
+        Free space below which everything is refused; 0: it is not looked at.
+    resume_free_bytes
+        Free space at which that ends; None: `RECOVERY` times as much.
+    """
 
     def __init__(
         self,
         spool: Spool,
         *,
         min_free_bytes: int = 0,
+        resume_free_bytes: int | None = None,
         free_space: FreeSpace | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.spool = spool
         self._min_free_bytes = min_free_bytes
+        self._resume_free_bytes = (
+            int(RECOVERY * min_free_bytes) if resume_free_bytes is None else resume_free_bytes
+        )
+        self._refusing = False
         self._free_space = free_space or FreeSpace(str(spool.incoming))
         self._now = now
         self._lock = threading.Lock()
@@ -101,15 +115,29 @@ class StoreService:
         return StoreSession(self, number=number, calling_aet=calling_aet, host=host)
 
     def check_space(self) -> None:
-        """Raise SpoolError when free space is below the floor."""
+        """Raise SpoolError from when free space is below the floor until it is well above it."""
         if not self._min_free_bytes:
             return
+        refusing = self._refusing
+        floor = self._resume_free_bytes if refusing else self._min_free_bytes
+        spare_files = int(RECOVERY * SPARE_FILES) if refusing else SPARE_FILES
         try:
-            free = self._free_space.bytes()
+            free = self._free_space.bytes(spare_files)
         except OSError as error:
             raise SpoolError(f"cannot ask for free space: {error.strerror}") from error
-        if free < self._min_free_bytes:
-            raise SpoolError("free space is below the configured floor")
+        self._refusing = free < floor
+        if self._refusing is not refusing:
+            get_logger().warning(
+                "receiver.space_low" if self._refusing else "receiver.space_back",
+                free_mb=free >> 20,
+                taken_again_at_mb=self._resume_free_bytes >> 20,
+            )
+        if self._refusing:
+            raise SpoolError(
+                "free space has not yet recovered from below the configured floor"
+                if refusing
+                else "free space is below the configured floor"
+            )
 
     def now(self) -> datetime:
         """Return the current time, aware."""

@@ -17,6 +17,7 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from pe_triage.domain import CtVolume, ResultKind, ResultObject, TriageResult
 from pe_triage.report.concepts import SOURCE_IMAGE_FOR_PROCESSING
+from pe_triage.report.documents import result_uid
 from pe_triage.report.headers import apply_headers, text_of
 from pe_triage.report.heatmap_picture import heatmap_picture
 from pe_triage.report.part10 import code_item, encode, local_time, set_equipment, set_times
@@ -24,7 +25,6 @@ from pe_triage.report.settings import ReportSettings
 from pe_triage.report.source_images import frame_number
 from pe_triage.report.study import StudyContext
 from pe_triage.report.summary_picture import SourcePlace, summary_picture
-from pe_triage.report.uids import derive_uid
 from pe_triage.report.wording import series_description
 
 
@@ -112,12 +112,11 @@ def _capture(
 ) -> Dataset:
     heatmap = role.startswith("heatmap")
     series = "heatmaps" if heatmap else role
-    sha256 = result.model.sha256 if result.model else None
     ds = Dataset()
     apply_headers(source, ds)
     ds.SOPClassUID = SecondaryCaptureImageStorage
-    ds.SOPInstanceUID = derive_uid(study.manifest_digest, sha256, study.run, role)
-    ds.SeriesInstanceUID = derive_uid(study.manifest_digest, sha256, study.run, f"series/{series}")
+    ds.SOPInstanceUID = result_uid(result, study, role)
+    ds.SeriesInstanceUID = result_uid(result, study, f"series/{series}")
     ds.Modality = "OT"
     ds.SeriesNumber = settings.series_number + offset
     ds.SeriesDescription = series_description(

@@ -24,7 +24,7 @@ Document = TypeVar("Document", hd.sr.Comprehensive3DSR, hd.sr.EnhancedSR)
 def result_uid(result: TriageResult, study: StudyContext, role: str) -> str:
     """Return the UID of one object or series of this run."""
     sha256 = result.model.sha256 if result.model else None
-    return derive_uid(study.manifest_digest, sha256, study.run, role)
+    return derive_uid(study.manifest_digest, sha256, study.run, role, study.edition)
 
 
 def device_observer(result: TriageResult, settings: ReportSettings) -> hd.sr.ObserverContext:

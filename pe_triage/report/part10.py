@@ -48,7 +48,11 @@ def local_time(now: datetime, source: Dataset) -> datetime:
 
 
 def set_times(ds: Dataset, when: datetime) -> None:
-    """Write creation, series and content times to microseconds, and the zone they are read in."""
+    """Write creation, series and content times to microseconds, and the zone they are read in.
+
+    One and the same for all objects of a run. Instance Creation Date and Time are those of the
+    assignment of the UID (PS3.3 Table C.12-1), which follows from the run.
+    """
     date, time = when.strftime("%Y%m%d"), when.strftime("%H%M%S.%f")
     for keyword in ("InstanceCreation", "Series", "Content"):
         setattr(ds, f"{keyword}Date", date)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +18,8 @@ from pydicom.dataset import Dataset
 from pe_triage.domain import CtVolume, Outcome, ResultKind, ResultSet, TriageResult
 from pe_triage.errors import PermanentError
 from pe_triage.report.captures import build_captures, drawings
+from pe_triage.report.edition import edition_of
+from pe_triage.report.headers import apply_headers
 from pe_triage.report.key_objects import build_key_objects
 from pe_triage.report.narrative import build_narrative, wants_narrative
 from pe_triage.report.parametric_map import build_parametric_map, mappable
@@ -36,7 +39,7 @@ def build_results(
     now: datetime,
     settings: ReportSettings | None = None,
 ) -> ResultSet:
-    """Build and encode every object of a run; same inputs, same bytes.
+    """Build and encode every object of a run; same inputs, same UIDs and bytes, else neither.
 
     Parameters
     ----------
@@ -64,6 +67,7 @@ def build_results(
     for predecessor in predecessors:
         check_belongs(predecessor, study, "earlier report")
     source = choose_source(headers, result)
+    study = replace(study, edition=_edition(result, source, predecessors, now, settings))
     common: dict[str, Any] = {
         "result": result, "study": study, "headers": headers, "source": source, "now": now,
         "settings": settings,
@@ -91,6 +95,20 @@ def build_results(
         assert volume is not None  # mappable has looked
         objects.append(build_parametric_map(volume=volume, **common))
     return ResultSet(study_uid=study.study_uid, run=study.run, objects=tuple(objects))
+
+
+def _edition(
+    result: TriageResult,
+    source: Dataset,
+    predecessors: Sequence[Dataset],
+    now: datetime,
+    settings: ReportSettings,
+) -> str:
+    """What shapes the bytes beside the images, which the manifest's digest stands for."""
+    named = Dataset()
+    apply_headers(source, named)
+    earlier = [str(ds.SOPInstanceUID) for ds in predecessors]
+    return edition_of(result, named, earlier, now, settings)
 
 
 def _check(result: TriageResult, volume: CtVolume | None, headers: Mapping[str, Dataset]) -> None:

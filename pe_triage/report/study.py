@@ -21,6 +21,8 @@ class StudyContext:
     run: int
     manifest_digest: str
     identity: PatientIdentity
+    edition: str = ""
+    """What its objects are made of; `results.build_results` sets it."""
 
 
 def check_belongs(header: Dataset, study: StudyContext, what: str) -> None:

@@ -1,5 +1,7 @@
 """UIDs of result objects: derived, not drawn, so a job done twice makes the same objects.
 
+What is not the same object has another UID: see `edition`.
+
 A UUID may be written as an OID under the arc 2.25 (PS3.5 Annex B.2); here its bits come from a
 SHA-256 digest, which RFC 9562 calls a version 8 (vendor specific) UUID.
 """
@@ -33,7 +35,9 @@ CODING_SCHEME_UID = _uid_of("coding scheme 99PETRIAGE")
 """Names the private coding scheme 99PETRIAGE."""
 
 
-def derive_uid(manifest_digest: str, model_sha256: str | None, run: int, role: str) -> str:
+def derive_uid(
+    manifest_digest: str, model_sha256: str | None, run: int, role: str, edition: str = ""
+) -> str:
     """Return the UID of one result object, series or tracked thing of one run.
 
     Parameters
@@ -46,8 +50,12 @@ def derive_uid(manifest_digest: str, model_sha256: str | None, run: int, role: s
         1 for the first run of a study.
     role
         What the UID is for, unique within a run, such as ``sr`` or ``heatmap-03``.
+    edition
+        Of an object: what it is made of (`edition.edition_of`), so that one UID never names two.
+        Empty for what is the same thing however it is put: a tracked finding, a message.
     """
-    return _uid_of("result", manifest_digest, model_sha256 or NO_MODEL, str(run), role)
+    more = (edition,) if edition else ()
+    return _uid_of("result", manifest_digest, model_sha256 or NO_MODEL, str(run), role, *more)
 
 
 def device_uid(model_sha256: str | None, software_version: str) -> str:

@@ -276,7 +276,8 @@ class JobQueue:
         results
             In the order in which they should be sent; their files are durable already.
         routes
-            Which destination gets which results; see `routing.plan_deliveries`.
+            Which destination gets which results; see `routing.plan_deliveries`. None at all: this
+            was sent nowhere on purpose, which retention is told (`keeping_rules.is_unsent`).
 
         Raises
         ------
@@ -306,6 +307,7 @@ class JobQueue:
                     "slices": list(document.get("slices") or ()),
                     "pe_probability": document.get("pe_probability"),
                     "attention_entropy": document.get("attention_entropy"),
+                    "unsent": bool(results) and not routes,
                 },
             )
             write_results(connection, job, priority, outcome, results, routes)

@@ -51,6 +51,23 @@ def has_undelivered(commit_limit_s: float | None) -> ColumnElement[bool]:
     )
 
 
+def is_unsent(before: datetime | None) -> ColumnElement[bool]:
+    """Its answer was sent nowhere on purpose, and nothing says that anybody has it.
+
+    Parameters
+    ----------
+    before
+        What was answered before this is nobody's task any more; None: it is for ever.
+    """
+
+    def owed(job: FromClause) -> ColumnElement[bool]:
+        # A later answer takes its place, and has deliveries of its own to wait for.
+        standing = and_(job.c.unsent, job.c.superseded.is_(False))
+        return standing if before is None else and_(standing, job.c.completed_at >= before)
+
+    return _has_job(owed)
+
+
 def is_in_doubt() -> ColumnElement[bool]:
     """It is in quarantine, or something of it is."""
     table = schema.quarantine
@@ -88,7 +105,10 @@ def _has_job(which: Callable[[FromClause], ColumnElement[bool]]) -> ColumnElemen
 
 
 def settled(
-    before: datetime, states: Collection[StudyState], commit_limit_s: float | None
+    before: datetime,
+    states: Collection[StudyState],
+    commit_limit_s: float | None,
+    unsent_before: datetime | None,
 ) -> ColumnElement[bool]:
     """Studies that may lose files: nothing came, ended or is owed since `before`."""
     return and_(
@@ -98,4 +118,5 @@ def settled(
         ~is_active(),
         ~is_in_doubt(),
         ~has_undelivered(commit_limit_s),
+        ~is_unsent(unsent_before),
     )

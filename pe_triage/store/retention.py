@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,13 @@ from pe_triage.errors import StudyNotFoundError
 from pe_triage.store import schema
 from pe_triage.store.engine import read, write
 from pe_triage.store.jobs import utc_now
-from pe_triage.store.keeping_rules import has_undelivered, is_active, is_in_doubt, settled
+from pe_triage.store.keeping_rules import (
+    has_undelivered,
+    is_active,
+    is_in_doubt,
+    is_unsent,
+    settled,
+)
 from pe_triage.store.runs import lock_study
 
 ANSWERED = (StudyState.DONE, StudyState.NOT_EVALUATED)
@@ -77,6 +83,8 @@ class Kept:
     """Still received, queued or analysed."""
     undelivered: int
     """A destination has not taken a result, or has not committed to one."""
+    unsent: int
+    """Their answer was sent nowhere on purpose, by a worker without a destination."""
     in_doubt: int
     """In quarantine, or something of theirs is."""
     failed: int
@@ -93,6 +101,8 @@ class RetentionStore:
         For the times of removals.
     commit_limit_s
         So long a commitment is waited for, after the delivery; None: for ever.
+    unsent_limit_s
+        So long an answer is kept that was sent nowhere on purpose; None: for ever.
     """
 
     def __init__(
@@ -101,13 +111,20 @@ class RetentionStore:
         *,
         clock: Callable[[], datetime] = utc_now,
         commit_limit_s: float | None = None,
+        unsent_limit_s: float | None = None,
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._commit_limit_s = commit_limit_s
+        self._unsent_limit_s = unsent_limit_s
 
     def _settled(self, before: datetime, states: Collection[StudyState]) -> ColumnElement[bool]:
-        return settled(before, states, self._commit_limit_s)
+        return settled(before, states, self._commit_limit_s, self._unsent_before())
+
+    def _unsent_before(self) -> datetime | None:
+        if self._unsent_limit_s is None:
+            return None
+        return self._clock() - timedelta(seconds=self._unsent_limit_s)
 
     # ---------------------------------------------------------------- images
 
@@ -402,6 +419,7 @@ class RetentionStore:
             (is_active(), "active"),
             (is_in_doubt(), "in_doubt"),
             (has_undelivered(self._commit_limit_s), "undelivered"),
+            (is_unsent(self._unsent_before()), "unsent"),
             (_studies.c.state == StudyState.FAILED.value, "failed"),
             else_="free",
         )
@@ -415,6 +433,7 @@ class RetentionStore:
             studies=sum(counts.values()),
             active=counts.get("active", 0),
             undelivered=counts.get("undelivered", 0),
+            unsent=counts.get("unsent", 0),
             in_doubt=counts.get("in_doubt", 0),
             failed=counts.get("failed", 0),
         )

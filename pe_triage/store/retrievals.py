@@ -1,7 +1,8 @@
-"""What an archive was asked to send here, until all of it has come.
+"""What is fetched from an archive, until all of it has come.
 
-By C-MOVE images come as if a scanner had sent them. What tells a part from the whole must outlive
-the command that asked, and an archive that does not answer any more.
+By C-MOVE images come as if a scanner had sent them; by C-GET the command itself puts them into
+the spool, one after the other. What tells a part from the whole must outlive the command that
+asked, and an archive that does not answer any more.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ JOB_COLUMNS = (
     _jobs.c.fencing_token,
     _jobs.c.received_at,
     _jobs.c.last_image_at,
+    _jobs.c.created_at,
 )
 """What `job_of` reads."""
 
@@ -76,7 +77,17 @@ def job_of(row: Row[Any, *tuple[Any, ...]]) -> Job:
         fencing_token=row.fencing_token,
         received_at=row.received_at,
         last_image_at=row.last_image_at,
+        dated_at=_dated_at(row.run, row.last_image_at, row.created_at),
     )
+
+
+def _dated_at(run: int, last_image_at: datetime, created_at: datetime) -> datetime:
+    """See `Job.dated_at`.
+
+    A first run that a restored database queues anew is then the same as before. A later one may be
+    about the same images as the run before it, and must not bear the same date.
+    """
+    return last_image_at if run == 1 else created_at
 
 
 def lock_study(connection: Connection, study_uid: str) -> Row[Any]:
@@ -271,6 +282,7 @@ def _add_run(
         fencing_token=0,
         received_at=study.received_at,
         last_image_at=study.last_image_at,
+        dated_at=_dated_at(run, study.last_image_at, at),
     )
 
 

@@ -225,6 +225,8 @@ jobs = Table(
     # Apart from the document, for the charts that watch the output.
     Column("pe_probability", Double),
     Column("attention_entropy", Double),
+    # The worker had no destination at all (`worker --no-send`): nobody was told to take it.
+    Column("unsent", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("study_uid", "run"),
     Index(None, "completed_at"),
     # When a model gave its first answer.
@@ -515,4 +517,4 @@ retrievals = Table(
     Column("wanted", StrictJson, nullable=False),
     Column("begun_at", Double, nullable=False),
 )
-"""What was asked of an archive by C-MOVE and has not come whole yet."""
+"""What is fetched from an archive and has not come whole yet."""

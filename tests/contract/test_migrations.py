@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, MetaData, Table, inspect, select, text
 
 from pe_triage.errors import ConfigurationError, SchemaError
 from pe_triage.store import migrate
 from pe_triage.store.engine import StoreUnavailableError, open_engine
 from pe_triage.store.migrate import alembic_config, check_schema, migrations_dir, upgrade
-from pe_triage.store.schema import metadata
+from pe_triage.store.schema import jobs, metadata
 from tests.support.postgres import free_port
+from tests.support.store import START
 
 
 @pytest.fixture
@@ -143,6 +145,39 @@ def test_many_upgrade_at_once(empty_url: str) -> None:
         list(pool.map(upgrade, [empty_url] * 4))
     with engine_of(empty_url) as engine:
         check_schema(engine)
+
+
+@pytest.mark.parametrize("sends", [False, True])
+def test_answers_of_a_node_that_never_had_a_destination_are_known_as_such(
+    empty_url: str, sends: bool
+) -> None:
+    """0008: retention would take them for answers that no destination wanted."""
+    with engine_of(empty_url) as engine, engine.begin() as connection:
+        config = alembic_config(connection)
+        migrate.command.upgrade(config, "0007")
+        old = MetaData()
+        old.reflect(connection)
+        for table, more in (
+            ("studies", {"study_uid": "1.2"}),
+            ("jobs", {"job_id": 1, "study_uid": "1.2", "run": 1, "state": "DONE"}),
+            ("jobs", {"job_id": 2, "study_uid": "1.2", "run": 2, "state": "FAILED"}),
+            ("results", {"result_id": 1, "job_id": 1}),
+            *([("deliveries", {"delivery_id": 1, "result_id": 1, "job_id": 1})] if sends else []),
+        ):
+            connection.execute(old.tables[table].insert().values(filled(old.tables[table]) | more))
+        migrate.command.upgrade(config, "head")
+        rows = connection.execute(select(jobs.c.job_id, jobs.c.unsent).order_by(jobs.c.job_id))
+        assert [tuple(row) for row in rows] == [(1, not sends), (2, False)]
+
+
+def filled(table: Table) -> dict[str, Any]:
+    """A value for each column that wants one."""
+    values: dict[type, Any] = {str: "x", int: 0, float: 0.0, bool: False, datetime: START}
+    return {
+        column.name: values[column.type.python_type]
+        for column in table.columns
+        if not column.nullable and column.server_default is None
+    }
 
 
 def test_a_failed_migration_leaves_nothing(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,12 @@ from sqlalchemy import select, update
 
 from pe_triage.app import requeue
 from pe_triage.cli.tables import not_held
-from pe_triage.domain import DeliveryState, InstanceRole, PatientIdentity, StudyState
+from pe_triage.domain import DeliveryState, InstanceRole, Outcome, PatientIdentity, StudyState
 from pe_triage.errors import ImagesNotHeldError
 from pe_triage.node.retention import Retention
 from pe_triage.receive.spool import Spool
 from pe_triage.retention import Marks, RetentionTable
+from pe_triage.routing import Route
 from pe_triage.store import schema
 from pe_triage.store.abandoning import abandon
 from pe_triage.store.alarms import AlarmStore
@@ -186,6 +187,13 @@ def _uncommitted(house: House) -> None:
         connection.execute(update(schema.deliveries).values(commit_since=1.0))
 
 
+def _sent_nowhere(house: House) -> None:
+    house.images()
+    house.store.enqueue()
+    house.store.finish(house.store.claimed(), destinations=())
+    house.write_results()
+
+
 def _receiving(house: House) -> None:
     house.images()
 
@@ -219,8 +227,8 @@ def _other_content(house: House) -> None:
 
 
 NEVER: list[Callable[[House], None]] = [
-    _waits, _parked, _one_of_two, _uncommitted, _receiving, _queued_again, _running_again,
-    _failed, _in_doubt, _other_content,
+    _waits, _parked, _one_of_two, _uncommitted, _sent_nowhere, _receiving, _queued_again,
+    _running_again, _failed, _in_doubt, _other_content,
 ]  # fmt: skip
 
 
@@ -278,6 +286,51 @@ def test_the_sites_limit_ends_the_wait_for_a_commitment(house: House) -> None:
             house.store.engine, clock=house.store.clock, commit_limit_s=limit_s
         )
         assert house.retention().tick().studies == removed
+
+
+def test_what_was_sent_nowhere_is_kept_and_said_until_the_sites_limit(house: House) -> None:
+    """`worker --no-send`: nobody was told to take it, so nothing says that it arrived."""
+    _sent_nowhere(house)
+    house.store.clock.forward(31 * DAY)
+    house.free = 0
+    assert house.retention().tick().studies == 0
+    kept = house.kept.kept()
+    assert (kept.studies, kept.unsent, kept.undelivered) == (1, 1, 0)
+    (alarm,) = house.alarms.standing()
+    assert "1 sent nowhere on purpose (retention.unsent_days)" in alarm.message
+    for limit_s, removed in ((32 * DAY, (0, 0)), (30 * DAY, (1, 1))):
+        house.kept = RetentionStore(
+            house.store.engine, clock=house.store.clock, unsent_limit_s=limit_s
+        )
+        done = house.retention().tick()
+        assert (done.studies, done.runs) == removed
+    assert house.kept.kept().unsent == 0
+
+
+def test_a_later_answer_that_was_delivered_ends_what_was_sent_nowhere(house: House) -> None:
+    _sent_nowhere(house)
+    requeue(house.store.engine, STUDY, rank=None)
+    house.store.finish(house.store.claimed())
+    house.write_results()
+    house.store.clock.forward(31 * DAY)
+    assert house.retention().tick().studies == 0
+    house.deliver()
+    assert house.kept.kept().unsent == 0
+    assert house.retention().tick().studies == 1
+
+
+def test_what_no_destination_wants_is_not_kept_for_one(house: House) -> None:
+    """A destination that takes positive answers only is not owed a negative one."""
+    house.images()
+    house.store.enqueue()
+    house.store.finish(
+        house.store.claimed(),
+        outcome=Outcome.NEGATIVE,
+        destinations=(Route(name=PACS, outcomes=frozenset({Outcome.POSITIVE})),),
+    )
+    house.write_results()
+    house.store.clock.forward(31 * DAY)
+    assert house.retention().tick().studies == 1
 
 
 def test_off_is_off(house: House) -> None:

@@ -35,20 +35,20 @@ settle_h = 0
 def test_refused_while_space_is_low_and_taken_again_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one association: the sender sees A700, and 0000 as soon as there is space again."""
+    """In one association: the sender sees A700, and 0000 as soon as there is space enough."""
     free = [1 << 40]
-    monkeypatch.setattr(FreeSpace, "bytes", lambda _self: free[0])
-    images = [make_ct("1.2.3", number) for number in range(1, 4)]
+    monkeypatch.setattr(FreeSpace, "bytes", lambda *_: free[0])
+    images = [make_ct("1.2.3", number) for number in range(1, 5)]
     with receiver(tmp_path / "spool", min_free_bytes=1 << 30) as node:
         ae = AE()
         ae.add_requested_context(images[0].SOPClassUID, images[0].file_meta.TransferSyntaxUID)
         association = ae.associate("127.0.0.1", node.port, ae_title="PETRIAGE")
         answers = []
-        for image, bytes_ in zip(images, (1 << 40, (1 << 30) - 1, 1 << 30), strict=True):
+        for image, bytes_ in zip(images, (1 << 40, (1 << 30) - 1, 1 << 30, 5 << 28), strict=True):
             free[0] = bytes_
             answers.append(association.send_c_store(image).Status)
         association.release()
-        assert answers == [0x0000, 0xA700, 0x0000]
+        assert answers == [0x0000, 0xA700, 0xA700, 0x0000]
         assert len(node.instances()) == 2
 
 

@@ -11,7 +11,7 @@ from pydicom import Dataset
 from pe_triage.config import load_settings
 from pe_triage.errors import ConfigurationError
 from pe_triage.node.urgency import texts_in
-from pe_triage.retention import RetentionTable
+from pe_triage.retention import RetentionTable, is_on
 from pe_triage.urgency import Place, UrgencyRule, place_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -28,6 +28,25 @@ def test_by_default_files_go_before_images_are_refused(tmp_path: Path) -> None:
     assert (marks.low, marks.target) == (8 << 30, 12 << 30)
     assert settings_of(tmp_path, "min_free_mb = 20000").space_marks.low == 160000 << 20
     assert settings_of(tmp_path, "min_free_mb = 0").space_marks.low == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"),
+    [("", 1280), ("[retention]\nlow_free_mb = 1100", 1100), ("min_free_mb = 0", 0)],
+)
+def test_refusing_ends_at_a_mark_that_removal_reaches(tmp_path: Path, text: str, mib: int) -> None:
+    """Removal ends at `target_free_mb`, which may lie but a little above the floor."""
+    assert settings_of(tmp_path, text).resume_free_bytes == mib << 20
+
+
+def test_where_results_go_nowhere_files_go_only_if_the_site_says_so() -> None:
+    never, later = RetentionTable(), RetentionTable(unsent_days=90)
+    assert is_on(never, has_destination=True)
+    assert not is_on(never, has_destination=False)
+    assert is_on(later, has_destination=False)
+    off = RetentionTable(enabled=False, unsent_days=90)
+    assert not is_on(off, has_destination=False)
+    assert not is_on(off, has_destination=True)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class MessageContext:
     objects
         The run's DICOM objects, which messages refer to.
     now
-        Aware; the time that the run's objects carry too.
+        Aware; when the message was written. The run's objects carry the run's own time.
 
     Raises
     ------

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from pe_triage.cli.quarantine import quarantine
 from pe_triage.cli.worker import worker
+from pe_triage.config import Settings
 from pe_triage.errors import InputError, SpoolError
 from pe_triage.receive.spool import Spool
 from pe_triage.store.engine import open_engine
@@ -92,7 +93,7 @@ def test_what_the_node_has_not_moved_to_quarantine_is_not_deleted(tmp_path: Path
 def test_a_worker_without_destinations_is_asked_whether_that_is_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[object] = []
+    started: list[Settings] = []
     monkeypatch.setattr("pe_triage.app.run_worker", started.append)
     flags = ["--data-dir", str(tmp_path)]
     with pytest.raises(InputError, match="--no-send"):
@@ -101,3 +102,21 @@ def test_a_worker_without_destinations_is_asked_whether_that_is_meant(
     for more in (["--no-send"], ["--send-to", "PACS@127.0.0.1:104"]):
         CliRunner().invoke(worker, [*flags, *more], catch_exceptions=False)
     assert len(started) == 2
+
+
+def test_a_worker_that_sends_nowhere_does_so_whatever_the_nodes_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Settings] = []
+    monkeypatch.setattr("pe_triage.app.run_worker", started.append)
+    config = tmp_path / "site.toml"
+    config.write_text(
+        'send_to = ["PACS@127.0.0.1:104"]\n[commitment]\nof = ["PACS@127.0.0.1:104"]\n'
+        '[[destinations]]\nname = "ris"\ntype = "webhook"\nurl = "https://ris.example/x"\n'
+        'secret_env = "RIS_SECRET"\n'
+    )
+    flags = ["--data-dir", str(tmp_path), "--config", str(config)]
+    for more in ([], ["--no-send"]):
+        CliRunner().invoke(worker, [*flags, *more], catch_exceptions=False)
+    assert [len(settings.routes) for settings in started] == [2, 0]
+    assert started[1].destinations == ()

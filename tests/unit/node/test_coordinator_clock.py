@@ -31,6 +31,9 @@ class Nothing:
     def clean_temporary(self, **_: Any) -> int:
         return 0
 
+    def forget_receivers(self, *_: Any, **__: Any) -> None:
+        pass
+
     def living_boots(self) -> frozenset[str]:
         return frozenset()
 

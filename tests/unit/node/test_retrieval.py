@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pe_triage.deliver.find_scu import PacsSeries, PacsStudy
-from pe_triage.deliver.retrieve_scu import Course, Part, Progress, Retrieved, parts_of
+from pe_triage.deliver.retrieve_scu import (
+    Course,
+    Part,
+    Progress,
+    Retrieved,
+    Sent,
+    parts_of,
+)
 from pe_triage.domain import PatientIdentity
 from pe_triage.errors import InputError, QueryUnavailableError, StudyNotFoundError
-from pe_triage.node.retrieval import RetrievalError, RetrievalLaterError, Retriever, ask_archive
+from pe_triage.node.retrieval import (
+    RetrievalError,
+    RetrievalLaterError,
+    Retriever,
+    ask_archive,
+    clean_scratch,
+)
 
 STUDY, CT = "2.25.7", "1.2.840.10008.5.1.4.1.1.2"
 PATIENT = PatientIdentity(patient_id="SECRET", issuer="")
@@ -256,3 +271,51 @@ def test_what_is_to_come_is_written_down_before_it_is_asked_for(but: list[str]) 
     else:
         fetching.fetch(STUDY)
         assert notes.said == [begun, ("end", None, 4)]
+
+
+class KilledError(BaseException):
+    """As kill -9: nobody catches it."""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_enters_the_spool_by_get_is_written_down_before_the_first_of_it(
+    tmp_path: Path, killed: bool
+) -> None:
+    """A command that is killed between two images leaves a part, and nobody who knows of it."""
+    studies, archive = Studies(), Archive(a=("CT", 3))
+
+    def get(part: Part, store: Callable[[Sent], int], _classes: Sequence[str]) -> Retrieved:
+        for uid in archive.instances(STUDY, part.series_uid):
+            store(
+                Sent(sop_class_uid=CT, sop_instance_uid=uid, transfer_syntax_uid="1.2", data=b"x")
+            )
+        return DONE
+
+    def hand_over(objects: Sequence[tuple[Sent, Path]]) -> None:
+        for sent, _ in objects:
+            if killed and sent.sop_instance_uid == "a.2":
+                raise KilledError
+            studies.held.add(sent.sop_instance_uid)
+
+    fetching = retriever(archive, studies, lambda *_: DONE)
+    fetching._get, fetching._hand_over, fetching._scratch = get, hand_over, tmp_path
+    notes = fetching._retrievals = Notes(studies)  # type: ignore[assignment]
+    begun = ("begin", {"a": 3}, 0)
+    if killed:
+        with pytest.raises(KilledError):
+            fetching.fetch(STUDY)
+        assert notes.said == [begun]
+    else:
+        fetching.fetch(STUDY)
+        assert notes.said == [begun, ("end", None, 3)]
+
+
+def test_what_a_killed_command_had_fetched_is_removed(tmp_path: Path) -> None:
+    old, young = tmp_path / "retrieving-old", tmp_path / "retrieving-young"
+    for folder in (old, young, tmp_path / "spool"):
+        folder.mkdir()
+        (folder / "000000").write_bytes(b"x")
+    for path in (old, tmp_path / "spool"):
+        os.utime(path, (1e9, 1e9))
+    clean_scratch(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["retrieving-young", "spool"]

@@ -225,8 +225,40 @@ def test_low_space_is_answered_before_the_disk_is_full(spool: Spool) -> None:
     clock[0] = 1.0
     with pytest.raises(SpoolError, match="below the configured floor"):
         service.check_space()
-    free[0], clock[0] = 5000, 2.0
+    free[0], clock[0] = 6250, 2.0
     service.check_space()
+
+
+@pytest.mark.parametrize(("resume", "enough"), [(None, 6250), (5500, 5500)])
+def test_what_began_to_refuse_takes_again_only_once_there_is_room_for_more(
+    spool: Spool, resume: int | None, enough: int
+) -> None:
+    """At the floor itself every other image of a study would be refused, as each makes room."""
+    found = SimpleNamespace(f_bavail=4999, f_frsize=1)
+    space = FreeSpace(str(spool.incoming), interval_s=0, statvfs=lambda _path: found)
+    service = StoreService(spool, min_free_bytes=5000, resume_free_bytes=resume, free_space=space)
+    for free, refused in (
+        (5000, False),
+        (4999, True),
+        (5000, True),
+        (enough - 1, True),
+        (enough, False),
+        (5000, False),
+        (4999, True),
+    ):
+        found.f_bavail = free
+        with pytest.raises(SpoolError, match="floor") if refused else nullcontext():
+            service.check_space()
+
+
+def test_inodes_recover_by_a_margin_too(spool: Spool) -> None:
+    found = SimpleNamespace(f_bavail=10**9, f_frsize=1, f_files=10**6, f_favail=0)
+    space = FreeSpace(str(spool.incoming), interval_s=0, statvfs=lambda _path: found)
+    service = StoreService(spool, min_free_bytes=5000, free_space=space)
+    for left, refused in ((1000, False), (999, True), (1249, True), (1250, False), (1000, False)):
+        found.f_favail = left
+        with pytest.raises(SpoolError, match="floor") if refused else nullcontext():
+            service.check_space()
 
 
 @pytest.mark.parametrize(
@@ -410,6 +442,23 @@ def test_what_a_dead_receiver_left_goes_soon_and_what_is_written_never(spool: Sp
         os.utime(path, (time.time() - age_s,) * 2)
     assert spool.clean_temporary(older_than_s=6 * 3600, living=spool.living_boots()) == 1
     assert [living.exists(), dead.exists(), starting.exists()] == [True, False, True]
+
+
+def test_a_command_lives_while_it_says_so(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pe_triage.receive.spool.PASSING_RENEW_S", 0.01)
+    (spool.root / "receivers" / "receiver-1").write_text("7" * 21)
+    os.utime(spool.root / "receivers" / "receiver-1", (1e9, 1e9))
+    with spool.passing("1"):
+        announced = spool.root / "receivers" / "retrieve-1"
+        for _ in range(2):
+            os.utime(announced, (1e9, 1e9))
+            until_s = time.monotonic() + 60
+            while spool.boot_id not in spool.living_boots():
+                assert time.monotonic() < until_s, "it does not renew what it announced"
+        spool.forget_receivers(None, older_than_s=3600)
+        # A receiver is replaced by its successor, however long it has been there.
+        assert spool.living_boots() == {spool.boot_id, "7" * 21}
+    assert spool.living_boots() == {"7" * 21}
 
 
 def test_unusable_directories_are_named(tmp_path: Path) -> None:
