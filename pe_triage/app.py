@@ -28,6 +28,7 @@ from pe_triage.assemble.completeness import CompletenessRules
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.clock import local_now, utc_now
 from pe_triage.config import Settings
+from pe_triage.cores import usable_cores
 from pe_triage.domain import Outcome, ReceivedInstance, StudyState
 from pe_triage.errors import InputError, PeTriageError
 from pe_triage.health import Beats, Phase, Signs
@@ -100,7 +101,7 @@ def load_predictor(settings: Settings) -> Predictor:
         settings.device,
         runtime=settings.runtime,
         batch_size=settings.batch_size or None,
-        threads=settings.threads or (os.cpu_count() or 1),
+        threads=settings.threads or usable_cores(),
     )
     model, runtime = predictor.identity, predictor.runtime.info
     get_logger().info(

@@ -23,6 +23,7 @@ FLOOR: dict[str, int] = {
     "archive": 0,
     "clock": 0,
     "commitment": 0,
+    "cores": 0,
     "config": 0,
     "destinations": 0,
     "domain": 0,
