@@ -17,7 +17,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,9 @@ from sqlalchemy import Engine
 from pe_triage import committing, keeping, sharing, watchers
 from pe_triage.assemble.completeness import CompletenessRules
 from pe_triage.assemble.rules import EligibilityRules
+from pe_triage.clock import local_now, utc_now
 from pe_triage.config import Settings
+from pe_triage.cores import usable_cores
 from pe_triage.domain import Outcome, ReceivedInstance, StudyState
 from pe_triage.errors import InputError, PeTriageError
 from pe_triage.health import Beats, Phase, Signs
@@ -56,16 +57,6 @@ from pe_triage.store.studies import StudyStore
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Predictor
     from pe_triage.node.analysis import AnalysisOptions
-
-
-def utc_now() -> datetime:
-    """The wall clock: aware, UTC."""
-    return datetime.now(UTC)
-
-
-def local_now() -> datetime:
-    """The wall clock in the machine's zone: what results are dated by, as the site's scanners."""
-    return datetime.now().astimezone()
 
 
 # ------------------------------------------------------------------ values from settings
@@ -110,7 +101,7 @@ def load_predictor(settings: Settings) -> Predictor:
         settings.device,
         runtime=settings.runtime,
         batch_size=settings.batch_size or None,
-        threads=settings.threads or (os.cpu_count() or 1),
+        threads=settings.threads or usable_cores(),
     )
     model, runtime = predictor.identity, predictor.runtime.info
     get_logger().info(
@@ -132,24 +123,7 @@ Load = Callable[[Settings], "Predictor"]
 """Brings the model that a worker answers with."""
 
 
-# ------------------------------------------------------------------ database
-
-
-def open_existing_database(settings: Settings) -> Engine:
-    """Database of a node for commands that look at it.
-
-    Raises
-    ------
-    InputError
-        No node has ever run there, or the schema is not this program's.
-    """
-    if settings.embedded_database and settings.database is None:
-        file = settings.data_dir / "pe-triage.sqlite3"
-        if not file.exists():
-            raise InputError(f"no pe-triage database in {settings.data_dir}; is --data-dir right?")
-    engine = open_engine(settings.database_url)
-    check_schema(engine)
-    return engine
+# ------------------------------------------------------------------ again
 
 
 def requeue(engine: Engine, study_uid: str, *, rank: int | None) -> int:

@@ -150,7 +150,7 @@ class Settings(BaseModel):
         description="Slices prepared and encoded at once in stage 1; 0: as suits the runtime.",
     )
     threads: Annotated[int, Field(ge=0, le=256)] = Field(
-        default=0, description="CPU threads of a worker; 0: as many as there are cores."
+        default=0, description="CPU threads of a worker; 0: as many as there are cores for it."
     )
     ahead: bool = Field(
         default=False,

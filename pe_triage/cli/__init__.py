@@ -24,14 +24,16 @@ from pe_triage.errors import InputError, PeTriageError
 class _Lazy(NamedTuple):
     module: str
     help: str
+    logs: bool = True
+    """Whether it may log. structlog is a tenth of the start of a command that only prints."""
 
 
 COMMANDS: dict[str, _Lazy] = {
     "demo": _Lazy("demo", "See it work: node, stand-in PACS and sample studies on loopback."),
     "serve": _Lazy("serve", "Run the node: receive, analyse, report, deliver."),
     "worker": _Lazy("worker", "Run a worker without a receiver on the same database and storage."),
-    "studies": _Lazy("studies", "Print the triage worklist, most urgent first."),
-    "show": _Lazy("show", "Print everything known of one study, or read an SR file."),
+    "studies": _Lazy("studies", "Print the triage worklist, most urgent first.", logs=False),
+    "show": _Lazy("show", "Print everything known of one study, or read an SR file.", logs=False),
     "reprocess": _Lazy("reprocess", "Queue a study again as a new run."),
     "priors": _Lazy("priors", "Queue a patient's earlier studies at the PACS, behind all others."),
     "analyze": _Lazy("analyze", "Analyse a folder of DICOM files without a network."),
@@ -43,7 +45,7 @@ COMMANDS: dict[str, _Lazy] = {
     "reconcile": _Lazy(
         "reconcile", "Compare a day with the PACS: what never came, or got nothing."
     ),
-    "health": _Lazy("health", "Say whether a node or worker lives, for probes."),
+    "health": _Lazy("health", "Say whether a node or worker lives, for probes.", logs=False),
     "echo": _Lazy("echo", "Send a C-ECHO to a peer."),
     "db": _Lazy("db", "Manage the database schema."),
     "backup": _Lazy("backup", "Copy database and files of a node, also while it runs."),
@@ -68,10 +70,11 @@ class LazyGroup(click.Group):
         lazy = COMMANDS.get(cmd_name)
         if lazy is None:
             return None
-        from pe_triage.logs import setup_logging
+        if lazy.logs:
+            from pe_triage.logs import setup_logging
 
-        # stdout is for the answer: without this, structlog would print events there.
-        setup_logging(level="WARNING")
+            # stdout is for the answer: without this, structlog would print events there.
+            setup_logging(level="WARNING")
         module = importlib.import_module(f"pe_triage.cli.{lazy.module}")
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)

@@ -25,7 +25,7 @@ def backup(
     for directory in (settings.data_dir, settings.store_dir):
         if target.is_relative_to(directory) or directory.is_relative_to(target):
             raise InputError(f"{target} and {directory} lie inside each other")
-    from pe_triage.app import open_existing_database
+    from pe_triage.cli.database import open_existing_database
     from pe_triage.node.backup import check_target, copy_files, sole_backup
     from pe_triage.store.backup import copy_database
 

@@ -31,7 +31,7 @@ def correct(
     """
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     from pe_triage import watchers
-    from pe_triage.app import open_existing_database
+    from pe_triage.cli.database import open_existing_database
     from pe_triage.node.corrections import Remade
     from pe_triage.store.studies import StudyStore
 

@@ -24,7 +24,7 @@ def list_entries(
 ) -> None:
     """List what waits for a destination, or is parked there, oldest first."""
     settings = settings_from(data_dir=data_dir, database=database, config=config)
-    from pe_triage.app import open_existing_database
+    from pe_triage.cli.database import open_existing_database
     from pe_triage.store.outbox import Outbox
 
     items = Outbox(open_existing_database(settings), settings.store_dir).undelivered()
@@ -61,7 +61,7 @@ def retry(
     With --study only what is parked.
     """
     settings = settings_from(data_dir=data_dir, database=database, config=config)
-    from pe_triage.app import open_existing_database
+    from pe_triage.cli.database import open_existing_database
     from pe_triage.store.commitments import CommitmentStore
     from pe_triage.store.outbox import Outbox
 
@@ -93,7 +93,8 @@ def abandon(
     studies may then be removed like others. `retry` takes the decision back.
     """
     settings = settings_from(data_dir=data_dir, database=database, config=config)
-    from pe_triage.app import open_existing_database, utc_now
+    from pe_triage.cli.database import open_existing_database
+    from pe_triage.clock import utc_now
     from pe_triage.store.abandoning import abandon as decide
 
     count = decide(

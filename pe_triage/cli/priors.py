@@ -43,7 +43,7 @@ def priors(
     nothing is fetched.
     """
     settings = settings_from(data_dir=data_dir, database=database, config=config)
-    from pe_triage.app import open_existing_database
+    from pe_triage.cli.database import open_existing_database
     from pe_triage.cli.reprocess import queue_one
     from pe_triage.retrieving import priors_of
     from pe_triage.store.studies import StudyStore as Studies

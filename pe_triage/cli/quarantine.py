@@ -22,7 +22,7 @@ def quarantine() -> None:
 
 
 def _store(settings: Settings) -> Quarantine:
-    from pe_triage.app import open_existing_database
+    from pe_triage.cli.database import open_existing_database
     from pe_triage.store.quarantine import Quarantine
 
     return Quarantine(open_existing_database(settings))

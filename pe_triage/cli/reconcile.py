@@ -46,7 +46,8 @@ def reconcile(
         raise InputError("query.pacs: nobody is configured to be asked (docs/watching.md)")
     if day is not None and since is not None:
         raise click.UsageError("--date and --since: give one, not both")
-    from pe_triage.app import local_now, open_existing_database
+    from pe_triage.cli.database import open_existing_database
+    from pe_triage.clock import local_now
     from pe_triage.node.reconciler import compare, trouble
     from pe_triage.store.watching import WatchStore
     from pe_triage.watchers import query_scu

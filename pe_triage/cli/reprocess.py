@@ -78,7 +78,7 @@ def reprocess(
     if to_date is not None and from_date is None:
         raise click.UsageError("--to-date goes with --from-date")
     settings = settings_from(data_dir=data_dir, database=database, config=config)
-    from pe_triage.app import open_existing_database
+    from pe_triage.cli.database import open_existing_database
 
     engine = open_existing_database(settings)
     uids: Iterable[str]

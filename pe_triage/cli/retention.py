@@ -19,7 +19,8 @@ def retention(
 ) -> None:
     """Say how much is held, how much space is free, and what keeps files from being removed."""
     settings = settings_from(data_dir=data_dir, database=database, config=config)
-    from pe_triage.app import open_existing_database, utc_now
+    from pe_triage.cli.database import open_existing_database
+    from pe_triage.clock import utc_now
     from pe_triage.keeping import retention_store
     from pe_triage.node.retention import lowest_free
     from pe_triage.retention import DAY_S, HOUR_S, is_on

@@ -33,13 +33,16 @@ def _document(
     what: str, data_dir: Path | None, database: str | None, config: Path | None
 ) -> dict[str, Any]:
     if Path(what).is_file():
+        from pe_triage.logs import setup_logging
         from pe_triage.report.readback import read_sr
 
+        # pydicom's words about a file may quote its patient.
+        setup_logging(level="WARNING")
         return dict(read_sr(Path(what)))
     settings = settings_from(data_dir=data_dir, database=database, config=config)
     if not all(part.isdigit() for part in what.split(".")):
         raise StudyNotFoundError(what)
-    from pe_triage.app import open_existing_database
+    from pe_triage.cli.database import open_existing_database
     from pe_triage.store.documents import show as show_document
 
     return show_document(open_existing_database(settings), what, settings.store_dir)

@@ -40,7 +40,7 @@ def studies(
 ) -> None:
     """Print the triage worklist: HIGH, MEDIUM, LOW, then without priority."""
     settings = settings_from(data_dir=data_dir, database=database, config=config)
-    from pe_triage.app import open_existing_database
+    from pe_triage.cli.database import open_existing_database
     from pe_triage.store.documents import worklist
 
     engine = open_existing_database(settings)

@@ -36,7 +36,8 @@ def watch(
 ) -> int:
     """Print control charts, days and standing alarms; exit code 1 where any alarm stands."""
     settings = settings_from(data_dir=data_dir, database=database, config=config)
-    from pe_triage.app import local_now, open_existing_database
+    from pe_triage.cli.database import open_existing_database
+    from pe_triage.clock import local_now
     from pe_triage.store.watching import WatchStore
     from pe_triage.watch.alarms import day_chart, draw, judge
     from pe_triage.watchers import alarm_store

@@ -6,13 +6,13 @@ understands.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pe_triage.cores import usable_cores
 from pe_triage.domain import CtVolume, ReceivedInstance
 from pe_triage.errors import ImagingError
 from pe_triage.imaging.geometry import InPlane, affine_lps, in_plane, spacing_zyx_mm
@@ -98,7 +98,7 @@ def _decode(stack: Stack, plane: InPlane, max_threads: int) -> NDArray[np.int16]
                 )
         hu_zyx[z] = plane.apply(hu_yx)
 
-    threads = max(1, min(max_threads, os.cpu_count() or 1, len(stack.groups)))
+    threads = max(1, min(max_threads, usable_cores(), len(stack.groups)))
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode") as pool:
         futures = [pool.submit(fill, z) for z in range(len(stack.groups))]
         try:

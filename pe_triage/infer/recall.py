@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_triage import __version__
+from pe_triage.cores import usable_cores
 from pe_triage.infer.runtime import RuntimeInfo
 from pe_triage.logs import get_logger
 from pe_triage.model.card import RESIZE, BundleCard
@@ -113,7 +114,7 @@ class Recall:
 
     def keys(self, hu_zyx: NDArray[np.int16]) -> list[Key]:
         """Digest of each slice, on all cores: hashing holds no lock of the interpreter."""
-        threads = max(1, min(os.cpu_count() or 1, len(hu_zyx), 8))
+        threads = max(1, min(usable_cores(), len(hu_zyx), 8))
         with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="digest") as pool:
             return list(pool.map(self.key, hu_zyx))
 

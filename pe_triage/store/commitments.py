@@ -28,6 +28,7 @@ from sqlalchemy import (
     update,
 )
 
+from pe_triage.clock import utc_now
 from pe_triage.commitment import (
     CommitmentReport,
     Reference,
@@ -39,7 +40,7 @@ from pe_triage.domain import DeliveryState
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
 from pe_triage.store.holding import HELD_BACK
-from pe_triage.store.jobs import CLOCK_SLACK_S, utc_now
+from pe_triage.store.jobs import CLOCK_SLACK_S
 from pe_triage.store.notices import Topic, notify
 from pe_triage.store.outbox import COMMITMENT_ENDED, complete_job
 from pe_triage.store.recording import chunks

@@ -11,11 +11,11 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine, select, update
 
+from pe_triage.clock import utc_now
 from pe_triage.domain import DeliveryState, StudyState
 from pe_triage.errors import InputError
 from pe_triage.store import schema
 from pe_triage.store.engine import write
-from pe_triage.store.jobs import utc_now
 from pe_triage.store.runs import ACTIVE, QUEUED, RUNNING, lock_study, queue_run
 from pe_triage.store.schema import CORRECTED, Rank
 from pe_triage.store.studies import CorrectedPatient, corrected_patient, manifest

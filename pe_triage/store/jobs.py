@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sqlalchemy import (
     update,
 )
 
+from pe_triage.clock import utc_now
 from pe_triage.domain import (
     TERMINAL_STATES,
     Job,
@@ -84,11 +85,6 @@ class QueueDepth:
     def total(self) -> int:
         """Jobs that have not ended."""
         return self.queued + self.running
-
-
-def utc_now() -> datetime:
-    """Wall clock of this machine, for times that people read."""
-    return datetime.now(UTC)
 
 
 _jobs = schema.jobs

@@ -1,21 +1,24 @@
 """The schema's versions: Alembic run from code, so that an installed wheel needs no ini file.
 
-Logging is left alone, and the directory that the program was started in plays no part.
+Logging is left alone, and the directory that the program was started in plays no part. Alembic is
+loaded where something is upgraded; which version a database has is asked without it, because every
+command asks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 
 import pe_triage
 from pe_triage.errors import SchemaError
 from pe_triage.store.engine import SESSION_LIMITS_S, open_engine, read, translated_errors
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 ADVISORY_LOCK = 7_304_213_961
 """Any fixed number: PostgreSQL upgrades of this program exclude each other by it."""
@@ -38,8 +41,24 @@ def migrations_dir() -> Path:
     raise SchemaError("this installation of pe-triage lacks its migrations; install it again")
 
 
+def revisions() -> list[str]:
+    """Versions of the schema that this program knows, the oldest first; it needs the last.
+
+    Each migration's file is named by its revision, ``0007_….py``, in the order of the chain.
+
+    Raises
+    ------
+    SchemaError
+        See `migrations_dir`.
+    """
+    files = (migrations_dir() / "versions").glob("[0-9]*.py")
+    return sorted(file.name.partition("_")[0] for file in files)
+
+
 def alembic_config(connection: Connection | None = None) -> Config:
     """Alembic's configuration, made in memory."""
+    from alembic.config import Config
+
     config = Config()
     # Config interpolates %; a directory's name may hold one.
     config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
@@ -62,6 +81,8 @@ def upgrade(url: str) -> None:
     SchemaError
         The schema is newer than this program, or is not pe-triage's.
     """
+    from alembic import command
+
     engine = open_engine(url)
     try:
         with translated_errors(), engine.begin() as connection:
@@ -73,7 +94,7 @@ def upgrade(url: str) -> None:
                     text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK}
                 )
             config = alembic_config(connection)
-            _refuse_unknown(connection, ScriptDirectory.from_config(config))
+            _refuse_unknown(connection, revisions())
             command.upgrade(config, "head")
     finally:
         engine.dispose()
@@ -89,20 +110,21 @@ def check_schema(engine: Engine) -> None:
     StoreUnavailableError
         No connection.
     """
-    script = ScriptDirectory.from_config(alembic_config())
+    known = revisions()
     with read(engine) as connection:
-        heads = _refuse_unknown(connection, script)
+        heads = _refuse_unknown(connection, known)
     if not heads:
         raise SchemaError(f"the database is empty; {ADVICE}")
-    if heads != set(script.get_heads()):
+    if heads != {known[-1]}:
         raise SchemaError(f"the database schema is outdated; {ADVICE}")
 
 
-def _refuse_unknown(connection: Connection, script: ScriptDirectory) -> set[str]:
-    """Revisions of the database, all known to this program."""
-    heads = set(MigrationContext.configure(connection).get_current_heads())
-    known = {revision.revision for revision in script.walk_revisions()}
-    if heads - known:
+def _refuse_unknown(connection: Connection, known: Sequence[str]) -> set[str]:
+    """Revisions of the database (one, or none where it is empty), all known to this program."""
+    heads: set[str] = set()
+    if inspect(connection).has_table("alembic_version"):
+        heads = set(connection.execute(text("SELECT version_num FROM alembic_version")).scalars())
+    if heads - set(known):
         raise SchemaError(
             "the database schema is newer than this program; install the version of pe-triage "
             "that wrote it (pe-triage db upgrade cannot go back)"

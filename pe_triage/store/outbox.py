@@ -15,11 +15,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Update, case, exists, func, select, true, update
 
+from pe_triage.clock import utc_now
 from pe_triage.domain import Delivery, DeliveryState, ResultKind
 from pe_triage.routing import MESSAGE_KINDS
 from pe_triage.store import schema
 from pe_triage.store.engine import db_now, read, write
-from pe_triage.store.jobs import CLOCK_SLACK_S, utc_now
+from pe_triage.store.jobs import CLOCK_SLACK_S
 from pe_triage.store.notices import Topic, notify
 
 PENDING = DeliveryState.PENDING

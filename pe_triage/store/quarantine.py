@@ -14,12 +14,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, exists, insert, select, update
 
+from pe_triage.clock import utc_now
 from pe_triage.domain import StudyState
 from pe_triage.errors import InputError
 from pe_triage.store import schema
 from pe_triage.store.engine import read, write
 from pe_triage.store.holding import send_held
-from pe_triage.store.jobs import utc_now
 from pe_triage.store.schema import IN_DOUBT, QuarantineKind, QuarantineState
 
 __all__ = ["Quarantine", "QuarantineEntry", "QuarantineKind", "QuarantineState"]

@@ -30,11 +30,11 @@ from sqlalchemy import (
     update,
 )
 
+from pe_triage.clock import utc_now
 from pe_triage.domain import InstanceRole, ResultKind, StudyState
 from pe_triage.errors import StudyNotFoundError
 from pe_triage.store import schema
 from pe_triage.store.engine import read, write
-from pe_triage.store.jobs import utc_now
 from pe_triage.store.keeping_rules import (
     has_undelivered,
     is_active,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -19,7 +20,7 @@ from sqlalchemy import Engine, MetaData, Table, inspect, select, text
 from pe_triage.errors import ConfigurationError, SchemaError
 from pe_triage.store import migrate
 from pe_triage.store.engine import StoreUnavailableError, open_engine
-from pe_triage.store.migrate import alembic_config, check_schema, migrations_dir, upgrade
+from pe_triage.store.migrate import alembic_config, check_schema, migrations_dir, revisions, upgrade
 from pe_triage.store.schema import jobs, metadata
 from tests.support.postgres import free_port
 from tests.support.store import START
@@ -107,9 +108,15 @@ def test_empty_then_upgraded_then_nothing_to_do(empty_url: str) -> None:
         check_schema(engine)
 
 
-def test_newer_and_outdated(
-    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_named_by_the_revisions_of_one_chain() -> None:
+    """`check_schema` asks the names, so that a command that looks need not load Alembic."""
+    scripts = ScriptDirectory.from_config(alembic_config())
+    chain = [script.revision for script in scripts.walk_revisions()]
+    assert revisions() == chain[::-1]
+    assert scripts.get_heads() == revisions()[-1:]
+
+
+def test_newer_and_outdated(new_database: Callable[[], str]) -> None:
     url = new_database()
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
     assert head is not None
@@ -120,11 +127,12 @@ def test_newer_and_outdated(
                 check_schema(engine)
             with pytest.raises(SchemaError, match="newer than this program"):
                 upgrade(url)
+            set_revision(engine, revisions()[-2])
+            with pytest.raises(SchemaError, match=r"outdated.*pe-triage db upgrade"):
+                check_schema(engine)
         finally:
             set_revision(engine, head)
-        monkeypatch.setattr(ScriptDirectory, "get_heads", lambda _self: ["9998"])
-        with pytest.raises(SchemaError, match=r"outdated.*pe-triage db upgrade"):
-            check_schema(engine)
+        check_schema(engine)
 
 
 def set_revision(engine: Engine, revision: str) -> None:
@@ -154,7 +162,7 @@ def test_answers_of_a_node_that_never_had_a_destination_are_known_as_such(
     """0008: retention would take them for answers that no destination wanted."""
     with engine_of(empty_url) as engine, engine.begin() as connection:
         config = alembic_config(connection)
-        migrate.command.upgrade(config, "0007")
+        command.upgrade(config, "0007")
         old = MetaData()
         old.reflect(connection)
         for table, more in (
@@ -165,7 +173,7 @@ def test_answers_of_a_node_that_never_had_a_destination_are_known_as_such(
             *([("deliveries", {"delivery_id": 1, "result_id": 1, "job_id": 1})] if sends else []),
         ):
             connection.execute(old.tables[table].insert().values(filled(old.tables[table]) | more))
-        migrate.command.upgrade(config, "head")
+        command.upgrade(config, "head")
         rows = connection.execute(select(jobs.c.job_id, jobs.c.unsent).order_by(jobs.c.job_id))
         assert [tuple(row) for row in rows] == [(1, not sends), (2, False)]
 
@@ -182,13 +190,13 @@ def filled(table: Table) -> dict[str, Any]:
 
 def test_a_failed_migration_leaves_nothing(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """DDL is transactional on both, so that an upgrade can simply be run again."""
-    real = migrate.command.upgrade
+    real = command.upgrade
 
     def break_afterwards(*arguments: object) -> None:
         real(*arguments)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(migrate.command, "upgrade", break_afterwards)
+    monkeypatch.setattr(command, "upgrade", break_afterwards)
     with pytest.raises(KeyboardInterrupt):
         upgrade(empty_url)
     monkeypatch.undo()

@@ -14,8 +14,9 @@ from sqlalchemy import Engine, event, literal, text
 from pe_triage.domain import StudyState
 from pe_triage.node.deliverer import Deliverer
 from pe_triage.node.worker import Worker, WorkerOptions
-from pe_triage.store import notices
-from pe_triage.store.notices import Bell, Listener, Looking, Topic, listening, notify
+from pe_triage.store import listener as listening_module
+from pe_triage.store.listener import Listener
+from pe_triage.store.notices import Bell, Looking, Topic, listening, notify
 from tests.support.node import wait_for
 from tests.support.store import PACS, STUDY, StoreUnderTest
 
@@ -27,7 +28,7 @@ ON_POSTGRES = pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
 @pytest.fixture
 def listener(store: StoreUnderTest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     """A listener that looks by itself only while it cannot listen."""
-    monkeypatch.setattr(notices, "IDLE_LOOK_S", NEVER_S)
+    monkeypatch.setattr(listening_module, "IDLE_LOOK_S", NEVER_S)
     with Listener(store.engine, poll_s=0.05).running() as running:
         wait_for(lambda: running.listening, 30, "listening")
         yield running
@@ -203,10 +204,10 @@ def test_a_lost_connection_loses_no_job(store: StoreUnderTest, listener: Listene
 def test_a_pooler_that_swallows_words_is_found_out(
     store: StoreUnderTest, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notices, "IDLE_LOOK_S", NEVER_S)
-    monkeypatch.setattr(notices, "PROBE_WAIT_S", 0.2)
+    monkeypatch.setattr(listening_module, "IDLE_LOOK_S", NEVER_S)
+    monkeypatch.setattr(listening_module, "PROBE_WAIT_S", 0.2)
     swallowed = SimpleNamespace(pg_notify=lambda _channel, _word: literal(1))
-    monkeypatch.setattr(notices, "func", swallowed)
+    monkeypatch.setattr(listening_module, "func", swallowed)
     with Listener(store.engine, poll_s=0.05).running() as deaf:
         with waiting_worker(store, deaf.bell(Topic.JOBS)):
             store.queued()

@@ -13,13 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from pe_triage.store.migrate import upgrade
+
 PACKAGE = Path(__file__).resolve().parents[2] / "pe_triage"
 
 FLOOR: dict[str, int] = {
     "__init__": 0,
     "addresses": 0,
     "archive": 0,
+    "clock": 0,
     "commitment": 0,
+    "cores": 0,
     "config": 0,
     "destinations": 0,
     "domain": 0,
@@ -172,6 +176,28 @@ def test_the_checker_sees_an_arrow_that_runs_up() -> None:
 def test_light_processes_never_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+HEAVY = ("torch", "timm", "scipy", "highdicom", "pydicom", "pynetdicom", "numpy", "PIL",
+         "alembic", "psycopg", "apscheduler", "structlog", "pe_triage.app")  # fmt: skip
+"""What a command that looks at the database has no need of."""
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code"),
+    [(["studies"], 0), (["studies", "--json"], 0), (["show", "1.2.3"], 2)],
+)
+def test_who_looks_at_the_database_loads_little_more(
+    tmp_path: Path, command: list[str], exit_code: int
+) -> None:
+    upgrade(f"sqlite:///{tmp_path / 'pe-triage.sqlite3'}")
+    code = (
+        "import sys; from pe_triage.cli import main;"
+        f"assert main({[*command, '--data-dir', str(tmp_path)]!r}) == {exit_code};"
+        f"sys.exit(' '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_imports_almost_nothing() -> None:

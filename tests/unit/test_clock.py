@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pe_triage.app import local_now
+from pe_triage.clock import local_now
 
 
 def test_results_are_dated_in_the_zone_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
