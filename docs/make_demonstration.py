@@ -61,6 +61,8 @@ def goals(report: Mapping[str, Any], exam_auc: float, *, all_goals: bool) -> str
         rows.append(
             ["slice AUC", "≥ 0.95", number(image["auc"]), goal(image["auc"]["value"], 0.95)]
         )
+        if (alone := report.get("slice_position_alone")) is not None:
+            rows.append(["slice AUC of the position in the scan alone", "", number(alone), ""])
         ece = pe["calibration"]["ece"]
         said = "reached" if ece["value"] <= 0.05 else "**missed**"
         rows.append(["calibration error (ECE), PE", "≤ 0.05", number(ece), said])
@@ -191,7 +193,8 @@ def tested(
         by_place(standard),
         "### Heatmaps",
         "A peak counts where it lies in a clot or within "
-        f"{standard['localisation']['reach_mm']:g} mm of one.",
+        f"{standard['localisation']['reach_mm']:g} mm of one. The goal is 0.80 of all, beside "
+        f"controls: {goal(standard['localisation']['all']['heatmap']['value'], 0.80)}.",
         localisation(standard),
     ]
     if standard["comparisons"]:
