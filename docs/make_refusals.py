@@ -63,9 +63,12 @@ OTHER = (
     ),
     (
         FORCED["broken_off"],
-        "The sender's association was aborted, and it brought nothing of the study afterwards. A "
-        "negative answer becomes INDETERMINATE. Send the study again: what is missing makes a new "
-        "run. If nothing was missing the answer stays as it is; read as usual.",
+        "The sender's association was aborted, or the node itself ended with it open, and it "
+        "brought nothing of the study afterwards. A negative answer becomes INDETERMINATE. Send the "
+        "study again: what is missing makes a new run. If nothing was missing the answer stays as "
+        "it is; read as usual. Where every study of a sender ends so, it aborts associations in "
+        "the place of releasing them: have that changed there, or set `query.pacs`, whose count of "
+        "images closes a study whatever its associations did.",
     ),
     (
         FORCED["max_wait"],

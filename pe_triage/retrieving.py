@@ -179,19 +179,9 @@ def studies_of_days(settings: Settings, first: date, last: date) -> Iterator[str
     day = first
     while day <= last:
         # Day by day: archives bound the number of matches to one question.
-        found = [_at_pacs(study) for study in scu.studies(day, day, modality=table.modality)]
+        found = [AtPacs.of(study) for study in scu.studies(day, day, modality=table.modality)]
         yield from sorted({study.study_uid for study in found if is_wanted(study, table)})
         day += timedelta(days=1)
-
-
-def _at_pacs(study: PacsStudy) -> AtPacs:
-    return AtPacs(
-        study_uid=study.study_uid,
-        study_date=study.study_date,
-        study_time=study.study_time,
-        description=study.description,
-        modalities=study.modalities,
-    )
 
 
 def priors_of(settings: Settings, engine: Engine, study_uid: str, *, years: float) -> list[str]:
@@ -219,7 +209,7 @@ def priors_of(settings: Settings, engine: Engine, study_uid: str, *, years: floa
         earlier = earlier_of(person, [_entry(study) for study in found], since=since)
     except UncertainPatientError as error:
         raise InputError(f"{study_uid}: {error}; no priors are fetched") from None
-    wanted = {study.study_uid for study in found if is_wanted(_at_pacs(study), table)}
+    wanted = {study.study_uid for study in found if is_wanted(AtPacs.of(study), table)}
     return [entry.study_uid for entry in earlier if entry.study_uid in wanted]
 
 

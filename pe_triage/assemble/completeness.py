@@ -67,7 +67,8 @@ class StudyProgress:
         Every association that contributed has ended, by release and not by abort.
     broken_off
         An association that contributed was aborted, and its sender has brought nothing of the study
-        since.
+        since. An abort after the last image looks the same as one before it (PS3.8 Section 7.3
+        lets data be lost by it), so nothing but a count can show that such a study is whole.
     series
         Each series' verdict and geometry so far.
     expected_instances
@@ -163,7 +164,8 @@ EARLY_SIGNS: tuple[tuple[str, Holds, str], ...] = (
 
 
 FORCED: Mapping[str, str] = {
-    "broken_off": "the sender broke off and did not go on: images may be missing",
+    "broken_off": "the sender broke off (its association was aborted, not released) and did not go "
+    "on: images may be missing",
     "max_wait": "closed at the time limit, while images may still have been on their way",
     "clock_set_back": "closed because the clock was set back, while images may still have been on "
     "their way",
@@ -223,6 +225,11 @@ def judge_completeness(
     if clock.since_last_s >= quiet_s:
         reason = f"nothing new for {quiet_s:g} s; {waiting[-1]}" if waiting else "quiet"
         sign = "broken_off" if progress.broken_off else "quiet"
+        if progress.broken_off:
+            reason += (
+                "; its sender did not go on (one that always aborts, and never releases, gets no "
+                "negative answer unless the PACS says that all has come)"
+            )
         return Completeness(complete=True, sign=sign, reason=reason, check_again_s=None)
     if clock.since_first_s >= rules.max_wait_s:
         return Completeness(

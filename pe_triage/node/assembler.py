@@ -1,14 +1,13 @@
 """Decides, again and again, which receiving studies are complete, and queues them.
 
-The decision itself is a pure function; this is its memory: which associations are open, and what
-the database says has come. A restart forgets the associations, which costs patience (the quiet
-time) and never an image.
+The decision itself is a pure function; this is its memory: which associations are open or how they
+ended, and what the database says has come.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,11 +27,11 @@ from pe_triage.node.associations import Associations
 from pe_triage.node.expectations import NOTHING, Expectation, Expectations
 from pe_triage.node.files import to_received
 from pe_triage.node.urgency import PlaceOf
-from pe_triage.receive.spool import EventRecord
+from pe_triage.receive.spool import AssociationEvent, EventRecord
 from pe_triage.store.engine import StoreUnavailableError
 from pe_triage.store.jobs import Closing, JobQueue, StudyChangedError
 from pe_triage.store.retrievals import Wanted, short_of
-from pe_triage.store.studies import StudyProgress, StudyStore
+from pe_triage.store.studies import AssociationEnd, StudyProgress, StudyStore
 from pe_triage.urgency import Place
 
 
@@ -150,7 +149,31 @@ class Assembler:
 
     def note_event(self, association_id: str, record: EventRecord) -> None:
         """Remember that an association was opened, released or aborted."""
-        self._associations.note(association_id, record)
+        self.note_events([(association_id, record)])
+
+    def note_events(self, events: Sequence[tuple[str, EventRecord]]) -> None:
+        """Remember it of several; how they ended is durable when this returns.
+
+        What they brought must be in the database before.
+
+        Raises
+        ------
+        StoreUnavailableError
+            Do it again.
+        """
+        ends = [
+            AssociationEnd(
+                association_id=association_id,
+                ended=record.event.value,
+                study_uids=tuple(record.instances),
+            )
+            for association_id, record in events
+            if record.event is not AssociationEvent.OPENED
+        ]
+        if ends:
+            self._studies.note_ends(ends)
+        for association_id, record in events:
+            self._associations.note(association_id, record)
 
     def note_drained(self, started_s: float) -> None:
         """Say that all that was acknowledged before `started_s` (monotonic) is in the database."""

@@ -24,7 +24,7 @@ from pe_triage.logs import get_logger
 from pe_triage.node.assembler import Assembler
 from pe_triage.node.leadership import NotLeadingError
 from pe_triage.node.roles import role_of
-from pe_triage.receive.spool import Entry, Filed, Spool
+from pe_triage.receive.spool import AssociationEvent, Entry, EventRecord, Filed, Spool
 from pe_triage.store.quarantine import Quarantine
 from pe_triage.store.recording import Recorded, RecordStatus
 from pe_triage.store.studies import StudyStore
@@ -91,24 +91,31 @@ class Indexer:
         started_s = time.monotonic()
         entries = self._spool.incoming_entries()
         pending: list[_Pending] = []
+        ends: list[tuple[Entry, EventRecord]] = []
         for entry in entries[:BATCH]:
             if entry.is_event:
-                # What the association brought must be recorded before its end is known.
-                self._record(pending)
-                pending = []
-                self._take_event(entry)
+                self._take_event(entry, ends)
                 continue
             item = self._read(entry, pending)
             if item is not None:
                 pending.append(item)
         self._record(pending)
+        # What the associations brought must be recorded before their end is known.
+        if ends:
+            self._assembler.note_events([(entry.association_id, record) for entry, record in ends])
+        for entry, _ in ends:
+            self._spool.forget(entry.path)
         if len(entries) <= BATCH:
             # Whatever was acknowledged before `started_s` is in the database now.
             self._assembler.note_drained(started_s - self._lag_s)
         return min(len(entries), BATCH)
 
-    def _take_event(self, entry: Entry) -> None:
+    def _take_event(self, entry: Entry, ends: list[tuple[Entry, EventRecord]]) -> None:
+        """Note an opening at once, which says who sends what follows; keep an end for later."""
         record = self._spool.read_event(entry.path)
+        if record is not None and record.event is not AssociationEvent.OPENED:
+            ends.append((entry, record))
+            return
         if record is not None:
             self._assembler.note_event(entry.association_id, record)
         self._spool.forget(entry.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,16 +59,7 @@ def compare(
     QueryError
         The PACS gave no usable answer: nothing is known, which is not the same as "all well".
     """
-    asked = [
-        AtPacs(
-            study_uid=study.study_uid,
-            study_date=study.study_date,
-            study_time=study.study_time,
-            description=study.description,
-            modalities=study.modalities,
-        )
-        for study in archive.studies(first, last, modality=table.modality)
-    ]
+    asked = [AtPacs.of(study) for study in archive.studies(first, last, modality=table.modality)]
     wanted = {study.study_uid: study for study in asked if is_wanted(study, table)}
     known = watching.standings(wanted)
     studies = []
@@ -77,7 +69,7 @@ def compare(
             if not study.modalities and all(s.modality != table.modality for s in series):
                 # The PACS does not say at study level; its series do.
                 continue
-            study = _with_series(study, series)
+            study = replace(study, series=_ct_instances(series))
         studies.append(study)
     lines = reconcile(
         studies,
@@ -88,15 +80,8 @@ def compare(
     return document(lines, first=first.isoformat(), last=last.isoformat(), pacs=pacs, at=now)
 
 
-def _with_series(study: AtPacs, series: Iterable[PacsSeries]) -> AtPacs:
-    return AtPacs(
-        study_uid=study.study_uid,
-        study_date=study.study_date,
-        study_time=study.study_time,
-        description=study.description,
-        modalities=study.modalities,
-        series={s.series_uid: s.instances or 0 for s in series if s.modality == "CT"},
-    )
+def _ct_instances(series: Iterable[PacsSeries]) -> dict[str, int]:
+    return {s.series_uid: s.instances or 0 for s in series if s.modality == "CT"}
 
 
 def _here(standing: Standing) -> Here:

@@ -39,6 +39,9 @@ DEAD_WAIT_S = 60.0
 """Age of a temporary file of a receiver that is gone: one that starts may not be announced yet."""
 _HOST_END = "_"
 _PASSING = "retrieve-"
+_PUT_BACK = 0
+"""Number of the association in the name of what a person gave back; those of receivers count from
+1."""
 PASSING_RENEW_S = 3.0
 PASSING_WAIT_S = 15.0
 """A command that has not said for so long that it lives was killed. Where it was only slow no harm
@@ -91,6 +94,12 @@ class EventRecord:
 def new_boot_id(now: datetime, token: bytes) -> str:
     """Name of one receiver process's life: sorts by start, unique by `token` (4 random bytes)."""
     return f"{int(now.timestamp() * 1000):013d}{token[:4].hex()}"
+
+
+def boot_of(association_id: str) -> str | None:
+    """Boot id of the receiver that had an association; None of what came by none (`put_back`)."""
+    boot, _, number = association_id.rpartition("-")
+    return None if number == f"{_PUT_BACK:08d}" else boot
 
 
 def receiver_name(host: str | None, receiver: str) -> str:
@@ -516,7 +525,7 @@ class Spool:
         """
         # A boot id of its own: no association of a receiver can have this name.
         boot = new_boot_id(datetime.now(UTC), os.urandom(4))
-        target = self.incoming / f"{boot}-{0:08d}-{0:09d}{_INSTANCE}"
+        target = self.incoming / f"{boot}-{_PUT_BACK:08d}-{0:09d}{_INSTANCE}"
         try:
             self._files.rename(path, target)
             self._files.fsync_directory(self.incoming)

@@ -187,6 +187,8 @@ arrivals = Table(
     Column("instances", Integer, nullable=False),
     Column("first_at", UtcDateTime, nullable=False),
     Column("last_at", UtcDateTime, nullable=False),
+    # How the association ended, in the words of its event; null: it has not, as far as is known.
+    Column("ended", String(16)),
 )
 
 jobs = Table(

@@ -13,7 +13,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    bindparam,
+    func,
+    select,
+    update,
+)
 
 from pe_triage.domain import (
     InstanceRole,
@@ -32,6 +41,7 @@ AnyRow: TypeAlias = "Row[Any, *tuple[Any, ...]]"
 
 __all__ = [
     "Arrival",
+    "AssociationEnd",
     "RecordStatus",
     "Recorded",
     "StoredInstance",
@@ -122,6 +132,19 @@ class Arrival:
     instances: int
     first_at: datetime
     last_at: datetime
+    ended: str | None = None
+    """How the association ended, in the words of its event; None: it has not, as far as is known.
+    ``unknown``: nobody wrote it down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssociationEnd:
+    """How an association ended."""
+
+    association_id: str
+    ended: str
+    study_uids: tuple[str, ...]
+    """Studies of which it brought something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +264,14 @@ _ARRIVALS = (
     .where(_is_receiving)
     .order_by(schema.arrivals.c.first_at, schema.arrivals.c.association_id)
 )
+_END_ARRIVAL = (
+    update(schema.arrivals)
+    .where(
+        schema.arrivals.c.study_uid == bindparam("of"),
+        schema.arrivals.c.association_id == bindparam("by"),
+    )
+    .values(ended=bindparam("how"))
+)
 _SETTLED = (
     select(schema.quarantine.c.study_uid, func.max(schema.quarantine.c.decided_at).label("at"))
     .join(schema.studies, schema.quarantine.c.study_uid == schema.studies.c.study_uid)
@@ -292,6 +323,21 @@ class StudyStore:
         if not batch:
             return []
         return write(self._engine, lambda c: Recorder(c, self._data_dir).record(batch))
+
+    def note_ends(self, ends: Sequence[AssociationEnd]) -> None:
+        """Write down how associations ended, all in one transaction.
+
+        Raises
+        ------
+        StoreUnavailableError
+            Nothing was written, or it is not known whether it was: do it again.
+        """
+        rows = sorted(
+            (uid, end.association_id, end.ended) for end in ends for uid in end.study_uids
+        )
+        if rows:
+            values = [{"of": uid, "by": number, "how": ended} for uid, number, ended in rows]
+            write(self._engine, lambda connection: connection.execute(_END_ARRIVAL, values))
 
     def receiving(self) -> list[StudyProgress]:
         """Studies in state RECEIVING, the longest silent first."""

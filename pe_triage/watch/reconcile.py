@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from pe_triage.domain import StudyState
 from pe_triage.monitoring import ReconcileTable
@@ -38,6 +38,30 @@ TROUBLE: tuple[Verdict, ...] = (
 """Verdicts that a person should look at, the gravest first."""
 
 
+class Listed(Protocol):
+    """One study as the PACS lists it; `deliver.find_scu.PacsStudy` is one."""
+
+    @property
+    def study_uid(self) -> str:
+        """Study Instance UID."""
+
+    @property
+    def study_date(self) -> str:
+        """As the PACS writes it."""
+
+    @property
+    def study_time(self) -> str:
+        """As the PACS writes it."""
+
+    @property
+    def description(self) -> str:
+        """Study Description."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities in Study; empty where the PACS does not say."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtPacs:
     """One study as the PACS has it."""
@@ -49,6 +73,17 @@ class AtPacs:
     modalities: tuple[str, ...]
     series: Mapping[str, int] | None = None
     """CT series UID to instances; None where it was not asked."""
+
+    @staticmethod
+    def of(study: Listed) -> AtPacs:
+        """What counts here of a study that the PACS lists."""
+        return AtPacs(
+            study_uid=study.study_uid,
+            study_date=study.study_date,
+            study_time=study.study_time,
+            description=study.description,
+            modalities=study.modalities,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

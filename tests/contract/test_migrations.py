@@ -21,7 +21,7 @@ from pe_triage.errors import ConfigurationError, SchemaError
 from pe_triage.store import migrate
 from pe_triage.store.engine import StoreUnavailableError, open_engine
 from pe_triage.store.migrate import alembic_config, check_schema, migrations_dir, revisions, upgrade
-from pe_triage.store.schema import jobs, metadata
+from pe_triage.store.schema import arrivals, jobs, metadata
 from tests.support.postgres import free_port
 from tests.support.store import START
 
@@ -176,6 +176,20 @@ def test_answers_of_a_node_that_never_had_a_destination_are_known_as_such(
         command.upgrade(config, "head")
         rows = connection.execute(select(jobs.c.job_id, jobs.c.unsent).order_by(jobs.c.job_id))
         assert [tuple(row) for row in rows] == [(1, not sends), (2, False)]
+
+
+def test_of_associations_of_before_it_is_not_claimed_how_they_ended(empty_url: str) -> None:
+    """0008: null is "not ended yet" since, and a receiver that is gone then counts as an abort."""
+    with engine_of(empty_url) as engine, engine.begin() as connection:
+        config = alembic_config(connection)
+        command.upgrade(config, "0007")
+        old = MetaData()
+        old.reflect(connection)
+        for name in ("studies", "arrivals"):
+            table = old.tables[name]
+            connection.execute(table.insert().values(filled(table) | {"study_uid": "1.2"}))
+        command.upgrade(config, "head")
+        assert connection.execute(select(arrivals.c.ended)).scalar_one() == "unknown"
 
 
 def filled(table: Table) -> dict[str, Any]:

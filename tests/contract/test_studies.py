@@ -14,7 +14,7 @@ from pe_triage.errors import StudyNotFoundError
 from pe_triage.store.engine import StoreRefusedError
 from pe_triage.store.recording import RecordStatus
 from pe_triage.store.schema import QuarantineKind
-from pe_triage.store.studies import StudyStore
+from pe_triage.store.studies import AssociationEnd, StudyStore
 from tests.support.store import PATIENT, SR, START, STUDY, StoreUnderTest, instance, sha
 
 OTHER_PATIENT = PatientIdentity(patient_id="PID-OTHER", issuer="HOSP")
@@ -158,6 +158,31 @@ def test_receiving_tells_associations_and_senders(store: StoreUnderTest) -> None
     assert progress.last_image_at == START + timedelta(seconds=2)
     assert progress.last_activity_at == START + timedelta(seconds=9)
     assert by_uid["1.2.826.0.1.2"].association_ids == {"assoc-1"}
+
+
+def test_how_associations_ended_is_kept(store: StoreUnderTest) -> None:
+    other = "1.2.826.0.1.2"
+    for association in ("a", "b", "c"):
+        store.record(instance(STUDY, 1, store.data_dir), association=association)
+    store.record(instance(other, 1, store.data_dir), association="b")
+    released = AssociationEnd(association_id="a", ended="released", study_uids=(STUDY, "1.2.99"))
+    aborted = AssociationEnd(association_id="b", ended="aborted", study_uids=(other, STUDY))
+    empty = AssociationEnd(association_id="c", ended="aborted", study_uids=())
+    for _ in range(2):
+        # Whatever dies in between, it is done again.
+        store.studies.note_ends([released, aborted, empty])
+    ends = {
+        p.study_uid: {a.association_id: a.ended for a in p.arrivals}
+        for p in store.studies.receiving()
+    }
+    assert ends == {
+        STUDY: {"a": "released", "b": "aborted", "c": None},
+        other: {"b": "aborted"},
+    }
+    # What a receiver's journal still held of it changes nothing of that.
+    store.record(instance(STUDY, 2, store.data_dir), association="b")
+    (progress,) = [p for p in store.studies.receiving() if p.study_uid == STUDY]
+    assert {a.association_id: a.ended for a in progress.arrivals} == ends[STUDY]
 
 
 def test_who_sends_while_a_patient_is_in_doubt_is_remembered(store: StoreUnderTest) -> None:

@@ -198,7 +198,9 @@ class World:
     """Study Instance UID to the associations that brought something new of it, or brought again
     what is held while the study was not closed yet."""
     heard: dict[str, AssociationEvent] = field(default_factory=dict)
-    """What the assembler was told of associations since its start."""
+    """What the assembler was ever told of associations: how they ended it must not forget."""
+    acknowledged: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Association to study to the number of instances, as its receiver counts them."""
 
     def __post_init__(self) -> None:
         self.studies = StudyStore(self.engine, DATA)
@@ -225,7 +227,6 @@ class World:
         )
         self.assembler._log = self.expectations._log = self.log
         self.drained_at_s = None
-        self.heard.clear()
 
     def _ask(self, study_uid: str) -> Sequence[PacsSeries]:
         if self.pacs_away:
@@ -260,6 +261,8 @@ class World:
             received_at=self.clock(),
             calling_aet=association.aet,
         )
+        counts = self.acknowledged.setdefault(association.id(self.boot), {})
+        counts[what.study_uid] = counts.get(what.study_uid, 0) + 1
         self._journal(association, "store", (what, received))
 
     def end(self, association: Association) -> None:
@@ -282,7 +285,13 @@ class World:
                 continue
             self._record(pending)
             pending = []
-            record = EventRecord(event=what, calling_aet=association.aet, host="h", at=self.clock())
+            record = EventRecord(
+                event=what,
+                calling_aet=association.aet,
+                host="h",
+                at=self.clock(),
+                instances=self.acknowledged.get(association_id, {}),
+            )
             self.assembler.note_event(association_id, record)
             self.heard[association_id] = what
         self._record(pending)
@@ -333,9 +342,21 @@ class World:
                 "closed though an association is open or ended badly"
             )
             assert held[f"{uid}.1"] >= SLICES
+        elif facts["sign"] == "quiet":
+            assert any(map(self._ended_well, self.brought[uid])), (
+                "closed as quiet though every sender broke off"
+            )
         elif facts["sign"] == "expected_count":
             assert held, "nothing came"
             assert all(self.pacs[uid].get(series) == n for series, n in held.items())
+
+    def _ended_well(self, association_id: str) -> bool:
+        """Whether it was released, or is open still."""
+        event = self.heard.get(association_id)
+        lives = association_id.startswith(f"{self.boot}-")
+        return event is AssociationEvent.RELEASED or (
+            event is not AssociationEvent.ABORTED and lives
+        )
 
     def work(self) -> None:
         """A worker claims, ends, fails or dies."""

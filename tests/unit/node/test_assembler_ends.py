@@ -235,3 +235,81 @@ def test_time_in_quarantine_is_no_time_waited(engine: Engine) -> None:
     world.end(association)
     pass_s(world, 10.0)
     assert signs(world) == ["released_and_contiguous"]
+
+
+def broke_off(world: World, *, ends: bool = True) -> Association:
+    """A sender that brings all that there is, and then does not release."""
+    association = Association(1, "CT1", [], AssociationEvent.ABORTED)
+    world.open(association)
+    bring(world, association)
+    if ends:
+        world.end(association)
+    world.index(1000)
+    return association
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["aborted", "cut-by-our-own-end"])
+def test_a_restart_does_not_forget_that_a_sender_broke_off(engine: Engine, ends: bool) -> None:
+    """Nor that the node itself died with the association open: the sender had more, perhaps."""
+    world = world_of(engine)
+    broke_off(world, ends=ends)
+    world.restart()
+    pass_s(world, WAITS.quiet_s - 1)
+    assert signs(world) == []
+    pass_s(world, 3.0)
+    assert signs(world) == ["broken_off"]
+
+
+def test_after_a_restart_a_sender_that_goes_on_is_seen_to(engine: Engine) -> None:
+    world = world_of(engine)
+    broke_off(world)
+    world.restart()
+    other = Association(2, "CT1", [], AssociationEvent.RELEASED)
+    world.open(other)
+    bring(world, other, range(2))
+    world.end(other)
+    pass_s(world, WAITS.quiet_s + 2)
+    assert signs(world) == ["quiet"]
+
+
+def test_a_restart_does_not_forget_that_all_was_released(engine: Engine) -> None:
+    world = world_of(engine)
+    association = sender(world)
+    bring(world, association)
+    world.end(association)
+    world.index(1000)
+    world.restart()
+    pass_s(world, WAITS.grace_s + 1)
+    assert signs(world) == ["released_and_contiguous"]
+
+
+def test_an_association_that_outlives_the_coordinator_is_open_still(engine: Engine) -> None:
+    """Receivers go on where the process that assembles is started again."""
+    world = world_of(engine)
+    association = sender(world)
+    bring(world, association, range(SLICES - 1))
+    world.index(1000)
+    world._start()
+    pass_s(world, 10.0)
+    bring(world, association, range(SLICES - 1, SLICES))
+    pass_s(world, 10.0)
+    assert signs(world) == []
+    world.end(association)
+    pass_s(world, 0.5)
+    assert signs(world) == ["released_and_contiguous"]
+
+
+@pytest.mark.parametrize("sign", ["quiet", "broken_off"])
+def test_what_a_person_puts_back_came_by_no_association(engine: Engine, sign: str) -> None:
+    """It neither broke off, nor does it show that a sender that did has gone on."""
+    world = world_of(engine)
+    if sign == "broken_off":
+        broke_off(world)
+    # The name that `Spool.put_back` gives: a boot of its own, and no event ever.
+    back = Association(0, "CT1", [], AssociationEvent.RELEASED, state="open")
+    now, world.boot = world.boot, "gone"
+    bring(world, back)
+    world.boot = now
+    world.heard[back.id("gone")] = AssociationEvent.RELEASED  # for the world's own check alone
+    pass_s(world, WAITS.quiet_s + 2)
+    assert signs(world) == [sign]

@@ -20,8 +20,8 @@ from pe_triage.node import indexer as indexer_module
 from pe_triage.node.assembler import Assembler
 from pe_triage.node.indexer import Indexer
 from pe_triage.phantom import generate_study, to_datasets
-from pe_triage.receive.spool import Spool
-from pe_triage.store.engine import open_engine
+from pe_triage.receive.spool import AssociationEvent, EventRecord, Spool
+from pe_triage.store.engine import StoreUnavailableError, open_engine
 from pe_triage.store.jobs import JobQueue
 from pe_triage.store.migrate import upgrade
 from pe_triage.store.quarantine import Quarantine
@@ -109,6 +109,40 @@ def test_a_study_whose_images_wait_in_the_journal_is_not_complete(
     assert journal.assembler.tick() == 1
     assert journal.studies.get(study_uid).run == 1
     assert len(journal.studies.instances(study_uid, run=1)) == len(slices)
+
+
+def test_how_an_association_ended_is_durable_before_its_event_goes(
+    journal: Journal, slices: list[Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two, the event is found again."""
+    uid = str(slices[0].StudyInstanceUID)
+    for ds in slices:
+        journal.receive(ds)
+    for sequence, event in ((0, AssociationEvent.OPENED), (99, AssociationEvent.ABORTED)):
+        count = 0 if event is AssociationEvent.OPENED else len(slices)
+        record = EventRecord(
+            event=event, calling_aet="CT1", host="h", at=datetime.now(UTC), instances={uid: count}
+        )
+        journal.spool.record_event(record, association=1, sequence=sequence)
+    died: list[bool] = []
+
+    def dying(_ends: object) -> None:
+        # All that it brought is recorded before.
+        died.append(len(journal.studies.instances(uid)) == len(slices))
+        raise StoreUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.studies, "note_ends", dying)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                journal.indexer.step()
+    assert died == [True, True]
+    (left,) = journal.spool.incoming_entries()
+    assert left.is_event
+    journal.drain()
+    assert journal.spool.incoming_entries() == []
+    (progress,) = journal.studies.receiving()
+    assert [arrival.ended for arrival in progress.arrivals] == ["aborted"]
 
 
 def test_silence_counts_up_to_the_last_empty_journal(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pe_triage.domain import StudyState
+from pe_triage.deliver.find_scu import PacsStudy
+from pe_triage.domain import PatientIdentity, StudyState
 from pe_triage.monitoring import ReconcileTable
 from pe_triage.watch.reconcile import AtPacs, Here, Verdict, document, is_wanted, reconcile
 
@@ -23,6 +24,17 @@ def at_pacs(uid: str = "2.25.1", **change: Any) -> AtPacs:
         "modalities": ("CT",),
     }
     return AtPacs(**(values | change))
+
+
+def test_of_what_the_pacs_lists_the_words_count_and_no_number() -> None:
+    """Its numbers of series and images are of the whole study, and ours of CT series alone."""
+    listed = PacsStudy(
+        study_uid="2.25.1", identity=PatientIdentity(patient_id="SECRET"), name="SECRET",
+        birth_date="19500101", study_date="20260301", study_time="081500",
+        description="CT Pulmonary Angiography", modalities=("CT",), series=3, instances=900,
+    )  # fmt: skip
+    assert AtPacs.of(listed) == at_pacs()
+    assert AtPacs.of(listed).series is None
 
 
 def here(**change: Any) -> Here:

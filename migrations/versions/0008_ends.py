@@ -1,4 +1,4 @@
-"""Which answers nobody was told to take.
+"""Which answers nobody was told to take, and how associations ended.
 
 Revision ID: 0008
 Revises: 0007
@@ -27,6 +27,9 @@ def upgrade() -> None:
             "AND EXISTS (SELECT 1 FROM results WHERE results.job_id = jobs.job_id)"
         )
     )
+    op.add_column("arrivals", sa.Column("ended", sa.String(16)))
+    # Null is from here on "not ended yet"; how these ended was never written down.
+    op.execute(sa.text("UPDATE arrivals SET ended = 'unknown'"))
 
 
 def downgrade() -> None:
