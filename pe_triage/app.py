@@ -44,6 +44,7 @@ from pe_triage.startup import (
     node_id_of,
     open_listener,
     prepare_database,
+    warn_if_clock_behind,
     warn_if_open,
 )
 from pe_triage.store.engine import open_engine
@@ -191,6 +192,8 @@ def run_node(settings: Settings, mains: Mains | None = None) -> None:
         prepare_database(settings)
         engine = open_engine(settings.database_url)
         store_id = sharing.enter_store(settings, engine)
+        # Before anything of this start is written.
+        warn_if_clock_behind(settings, engine, utc_now())
         keeping.clean_at_start(settings)
         node_id = node_id_of(settings.data_dir)
         host_of = Host(node_id=node_id, store_id=store_id)
@@ -245,6 +248,7 @@ def run_worker(settings: Settings, load: Load = load_predictor) -> None:
     engine = open_engine(settings.database_url)
     check_schema(engine)
     sharing.find_store(settings, engine)
+    warn_if_clock_behind(settings, engine, utc_now())
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -13,17 +13,24 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
+
+from sqlalchemy import Engine
 
 from pe_triage.config import Settings
 from pe_triage.errors import ConfigurationError, InputError, SchemaError
 from pe_triage.logs import get_logger
+from pe_triage.receive.spool import last_touched_at
 from pe_triage.resources import demonstration_bundle
 from pe_triage.store.engine import open_engine
 from pe_triage.store.migrate import check_schema, upgrade
+from pe_triage.store.newest import newest_at
 
 DEVICE_CHECK_S = 120.0
+CLOCK_SLACK = timedelta(minutes=5)
+"""By so much the clocks of several hosts, or of one before and after NTP, may differ."""
 BACKLOG = 128
 """Connections that wait in the listening socket while a receiver is started again."""
 
@@ -141,6 +148,26 @@ def open_listener(host: str, port: int) -> socket.socket:
         listener.close()
         raise InputError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener
+
+
+def warn_if_clock_behind(settings: Settings, engine: Engine, now: datetime) -> None:
+    """Say loudly that the clock shows a time before what was written down earlier.
+
+    A step while a node runs is noticed as such; one before it starts only so. A clock that is
+    ahead cannot be told from a long rest: `node.retention` waits a day before it believes it.
+    """
+    known = (newest_at(engine), last_touched_at(settings.spool_dir))
+    newest = max((at for at in known if at is not None), default=None)
+    if newest is None or newest - now <= CLOCK_SLACK:
+        return
+    get_logger().error(
+        "clock.behind_records",
+        now=now.isoformat(),
+        newest=newest.isoformat(),
+        hours=round((newest - now).total_seconds() / 3600.0, 1),
+        message="this machine's clock is wrong, or was ahead when that was written: set it and "
+        "keep it by NTP",
+    )
 
 
 def warn_if_open(settings: Settings, log: Any) -> None:

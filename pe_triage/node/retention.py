@@ -36,6 +36,8 @@ AT_ONCE = 50
 
 CLOCK_STEP_S = 3600.0
 """A wall clock that gains more than this on the time that passed was set, and did not run."""
+LONGEST_REST_S = 7 * DAY_S
+"""A node that starts so long after anything was last written down rested, or its clock is ahead."""
 CLOCK_HELD_S = DAY_S
 """So long nothing goes by age after that: whoever set it wrongly has the time to see it."""
 SPARE_FILES = 10_000
@@ -101,9 +103,11 @@ class Retention:
         free: Callable[[Path], int] = free_bytes,
         budget_s: float = BUDGET_S,
         monotonic: Callable[[], float] = time.monotonic,
+        longest_rest_s: float = LONGEST_REST_S,
         leading: Callable[[], bool] = lambda: True,
     ) -> None:
         self._leading = leading
+        self._longest_rest_s = longest_rest_s
         self._store = store
         self._spool = spool
         self._data_dir = data_dir
@@ -150,6 +154,11 @@ class Retention:
             if step_s > CLOCK_STEP_S:
                 self._held_until_s = now_s + CLOCK_HELD_S
                 self._log.error("retention.clock_stepped", hours=round(step_s / HOUR_S, 1))
+        elif (newest := self._store.newest_at()) is not None:
+            rest_s = (now - newest).total_seconds()
+            if rest_s > self._longest_rest_s:
+                self._held_until_s = now_s + CLOCK_HELD_S
+                self._log.warning("retention.long_rest", days=round(rest_s / DAY_S, 1))
         self._last_look = (now, now_s)
         return now_s >= self._held_until_s
 

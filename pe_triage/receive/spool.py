@@ -102,6 +102,15 @@ def boot_of(association_id: str) -> str | None:
     return None if number == f"{_PUT_BACK:08d}" else boot
 
 
+def last_touched_at(root: Path) -> datetime | None:
+    """When anything last came into, or left, what receivers write to; None without a spool."""
+    found = []
+    for directory in (root / "incoming", root / "receivers"):
+        with suppress(OSError):
+            found.append(datetime.fromtimestamp(directory.stat().st_mtime, UTC))
+    return max(found, default=None)
+
+
 def receiver_name(host: str | None, receiver: str) -> str:
     """Name for `Spool.announce`: unique also where several hosts share the spool."""
     return receiver if host is None else f"{host}{_HOST_END}{receiver}"

@@ -42,6 +42,7 @@ from pe_triage.store.keeping_rules import (
     is_unsent,
     settled,
 )
+from pe_triage.store.newest import newest_at
 from pe_triage.store.runs import lock_study
 
 ANSWERED = (StudyState.DONE, StudyState.NOT_EVALUATED)
@@ -125,6 +126,10 @@ class RetentionStore:
         if self._unsent_limit_s is None:
             return None
         return self._clock() - timedelta(seconds=self._unsent_limit_s)
+
+    def newest_at(self) -> datetime | None:
+        """See `store.newest`."""
+        return newest_at(self._engine)
 
     # ---------------------------------------------------------------- images
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,7 +17,7 @@ from pe_triage.app import requeue
 from pe_triage.cli.tables import not_held
 from pe_triage.domain import DeliveryState, InstanceRole, Outcome, PatientIdentity, StudyState
 from pe_triage.errors import ImagesNotHeldError
-from pe_triage.node.retention import Retention
+from pe_triage.node.retention import LONGEST_REST_S, Retention
 from pe_triage.receive.spool import Spool
 from pe_triage.retention import Marks, RetentionTable
 from pe_triage.routing import Route
@@ -59,6 +60,8 @@ class House:
             "alarms": self.alarms,
             # A busy machine must not end a look before its time.
             "budget_s": 600.0,
+            # Here days pass while no node is there.
+            "longest_rest_s": math.inf,
             "free": lambda _path: self.free + self.per_file * self.missing,
         }
         return Retention(**values | changes)
@@ -409,6 +412,25 @@ def test_a_clock_that_was_wrong_for_good_is_followed_after_a_day(house: House) -
     passed_s += 1.1 * DAY
     house.store.clock.forward(1.1 * DAY)
     assert retention.tick().studies == 1
+
+
+@pytest.mark.parametrize(("days", "removed"), [(60, 0), (6, 1)])
+def test_a_clock_that_is_ahead_already_at_the_start_makes_nothing_old(
+    house: House, days: float, removed: int
+) -> None:
+    """Or nothing came for so long: then a day more does no harm."""
+    house.table = RetentionTable(images_days=5)
+    house.answered()
+    passed_s = 0.0
+    house.store.clock.forward(days * DAY)
+    retention = house.retention(monotonic=lambda: passed_s, longest_rest_s=LONGEST_REST_S)
+    assert retention.tick().studies == removed
+    passed_s += 3600
+    house.store.clock.forward(3600)
+    assert retention.tick().studies == 0
+    passed_s += DAY
+    house.store.clock.forward(DAY)
+    assert retention.tick().studies == 1 - removed
 
 
 def test_results_go_for_space_when_there_are_no_images_left(house: House) -> None:

@@ -17,7 +17,7 @@ from pe_triage.store import schema
 from pe_triage.store.engine import open_engine
 from pe_triage.store.schema import Rank
 from tests.node.test_retrieval import configured, store_to
-from tests.support.finding import tiny_ct
+from tests.support.finding import Archive, finding_scp, tiny_ct
 from tests.support.node import RunningNode
 from tests.support.orthanc import Orthanc
 
@@ -92,32 +92,25 @@ def test_earlier_ones_of_this_patient_only(
     assert (code, out) == (0, f"{BASE}.2: QUEUED\n"), err
 
 
+@pytest.mark.parametrize("born", ["19500101", "19991231"], ids=["one-person", "two"])
 def test_a_number_that_two_people_have(
-    setting: tuple[RunningNode, Path, Orthanc], tmp_path: Path
+    setting: tuple[RunningNode, Path, Orthanc], tmp_path: Path, born: str
 ) -> None:
-    node, config, pacs = setting
-    shared = {"PatientID": "PRIOR-2", "PatientName": "PRIOR"}
-    fill(
-        pacs,
-        tmp_path,
-        {
-            "21": {**shared, "StudyDate": "20260301"},
-            # Orthanc tells patients apart by this alone and files both as one; not so we.
-            "22": {**shared, "StudyDate": "20250301", "PatientBirthDate": "19991231"},
-        },
-    )
-    entries = {
-        s.study_uid: s.birth_date
-        for s in QueryScu(
-            Destination(aet="ORTHANC", host="127.0.0.1", port=pacs.dicom_port), "PETRIAGE"
-        ).studies_of(PatientIdentity(patient_id="PRIOR-2"))
-    }
-    assert set(entries) == {f"{BASE}.21", f"{BASE}.22"}
-    code, out, err = priors(node, config, f"{BASE}.21")
-    if entries[f"{BASE}.21"] == entries[f"{BASE}.22"]:
-        pytest.skip("this Orthanc answers with the first birth date for both")
-    assert (code, out) == (2, "")
-    assert "several birth dates" in err
+    """An archive that tells them apart; Orthanc files both as one, under either birth date."""
+    node, _config, _pacs = setting
+    archive = Archive()
+    shared = {"PatientID": "PRIOR-2", "StudyDescription": WORDS, "ModalitiesInStudy": "CT"}
+    archive.add(f"{BASE}.21", StudyDate="20260301", PatientBirthDate="19500101", **shared)
+    archive.add(f"{BASE}.22", StudyDate="20250301", PatientBirthDate=born, **shared)
+    with finding_scp(archive) as peer:
+        config = configured(tmp_path, str(peer), "get")
+        code, out, err = priors(node, config, f"{BASE}.21", "--dry-run")
+    assert [ds.PatientID for ds in archive.asked if not ds.StudyInstanceUID] == ["PRIOR-2"]
+    if born == "19500101":
+        assert (code, out) == (0, f"{BASE}.22: not held here\n"), err
+    else:
+        assert (code, out) == (2, "")
+        assert "several birth dates" in err
 
 
 def test_a_study_that_the_archive_does_not_have(
