@@ -302,8 +302,7 @@ class World:
     def _record(self, pending: list[tuple[Sent, ReceivedInstance, str]]) -> None:
         if not pending:
             return
-        again = {w.study_uid for w, _, _ in pending if w.sop_instance_uid in self.taken}
-        before = {uid for uid in again if self._is_open(uid)}
+        open_uids = {uid for uid in {w.study_uid for w, _, _ in pending} if self._is_open(uid)}
         outcomes = self.studies.record(
             [(r, facts_of(s.study_uid, s.number), a) for s, r, a in pending]
         )
@@ -311,8 +310,9 @@ class World:
             if recorded.status is RecordStatus.NEW:
                 assert what.sop_instance_uid not in self.taken
                 self.taken[what.sop_instance_uid] = what
+                open_uids.add(what.study_uid)
                 self.brought.setdefault(what.study_uid, set()).add(association_id)
-            elif what.study_uid in before and recorded.status in OF_THE_STUDY:
+            elif what.study_uid in open_uids and recorded.status in OF_THE_STUDY:
                 self.brought.setdefault(what.study_uid, set()).add(association_id)
 
     def _is_open(self, uid: str) -> bool:
