@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -305,7 +305,7 @@ def processor_precision() -> torch.dtype:
 
     Emulated (x86 without AVX512-BF16 or AMX), a convolution takes some ten times as long.
     """
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version
+    able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # of late versions
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
 
 
