@@ -17,6 +17,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -517,6 +518,7 @@ def _build_worker(
 ) -> Any:
     from pe_triage.node.ahead import make_ahead
     from pe_triage.node.worker import Worker, WorkerOptions
+    from pe_triage.receive.spool import count_incoming
     from pe_triage.report.warm import warm_up
 
     predictor = load(settings)
@@ -535,6 +537,7 @@ def _build_worker(
             store_dir=settings.store_dir,
             min_free_bytes=settings.min_free_mb << 20,
             key_slices=analysis.key_slices,
+            waiting=partial(count_incoming, settings.spool_dir),
         )
         if settings.ahead
         else None,

@@ -6,9 +6,11 @@ this were all, and hands them to the run if that is about the very same images (
 the node waits out its grace time there is nothing else to do. So nothing here can change an answer,
 and whatever goes wrong here costs time alone.
 
-A thread of its own does it, which rests while the worker has a job, and while images come faster
-than scanners make them: a study that is sent from a disk needs the processor for being received.
-Slices are encoded on threads that stand behind all others (`infer.background`).
+A thread of its own does it, which rests while the worker has a job, while images come faster than
+scanners make them (a study that is sent from a disk needs the processor for being received), and
+while others want the processor. How fast images come, and whether any still do, is asked of the
+spool too: on a busy machine the database learns of them late. Slices are encoded on all cores but
+one (`infer.background`).
 
 Header rules come first: only what a run would choose of the series that have come so far is read.
 Enhanced CT images come whole and are left to the run.
@@ -22,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +59,16 @@ TURN_S = 0.5
 BUSY_PER_S = 100.0
 """Images a second, of all studies together, from which on nothing is done; scanners make some 20 to
 40."""
+WAITING = 50
+"""Images that were acknowledged and wait for the indexer, beyond which nothing is done."""
 SILENT_S = 0.6
 """Nothing new for so long, and a study is prepared; scanners pause for less between two images."""
+CROWDED = 0.4
+"""Part of the time of encoding for which this process had a processor; less: others want it."""
+LOST_S = 0.3
+"""Time without a processor in one turn that a single wait for a disk does not explain."""
+REST_S, REST_MAX_S = 2.0, 10.0
+"""How long nothing is done then; twice as long each time that it is found so again."""
 PREPARATIONS = 3
 """Of one study at most: a sender that pauses often must not cost a run at each pause."""
 SWEEP_S = 60.0
@@ -76,11 +87,9 @@ def make_ahead(
     min_free_bytes: int,
     key_slices: int,
     store_dir: Path | None = None,
+    waiting: Callable[[], int] = lambda: 0,
 ) -> Ahead | None:
-    """Let a worker work ahead; None, with an event that says why, where that is not possible.
-
-    To be called while the process starts (`background_runtime`).
-    """
+    """Let a worker work ahead; None, with an event that says why, where that is not possible."""
     log = get_logger()
     if not predictor.card.spec.is_plain_slices:
         log.info("ahead.off", reason="this model sees more than one slice at a time")
@@ -104,6 +113,7 @@ def make_ahead(
         data_dir=store_dir or data_dir,
         min_free_bytes=min_free_bytes,
         kept_in=data_dir,
+        waiting=waiting,
     )
 
 
@@ -131,6 +141,45 @@ class _Study:
     preparations: int = 0
 
 
+class _Effort:
+    """How much of the time that encoding took this process had a processor."""
+
+    def __init__(self) -> None:
+        self._wall_s = self._processor_s = 0.0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count what the block takes."""
+        wall_s, processor_s = time.monotonic(), time.process_time()
+        try:
+            yield
+        finally:
+            self._wall_s += time.monotonic() - wall_s
+            self._processor_s += time.process_time() - processor_s
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether others want the processor more."""
+        lost_s = self._wall_s - self._processor_s
+        return lost_s > LOST_S and self._processor_s < CROWDED * self._wall_s
+
+
+class _Seldom:
+    """Asks a question that costs something at most once in `LOOK_S`; a yes stays."""
+
+    def __init__(self, question: Callable[[], bool]) -> None:
+        self._question = question
+        self._asked_s = time.monotonic()
+        self._answer = False
+
+    def __call__(self) -> bool:
+        now_s = time.monotonic()
+        if not self._answer and now_s - self._asked_s >= LOOK_S:
+            self._asked_s = now_s
+            self._answer = self._question()
+        return self._answer
+
+
 class Ahead:
     """Works ahead for one worker.
 
@@ -150,6 +199,8 @@ class Ahead:
         Nothing is kept while less than this is free: images come first.
     kept_in
         Directory whose free space that is; None: that of the images.
+    waiting
+        Images that were acknowledged and that the database does not know yet.
     """
 
     def __init__(
@@ -164,8 +215,10 @@ class Ahead:
         data_dir: Path,
         min_free_bytes: int = 0,
         kept_in: Path | None = None,
+        waiting: Callable[[], int] = lambda: 0,
     ) -> None:
         self._kept_in = kept_in or data_dir
+        self._waiting = waiting
         self._arriving = arriving
         self._recall = recall
         self._runtime = runtime
@@ -178,7 +231,8 @@ class Ahead:
         self._stop = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
-        self._counted: tuple[float, dict[str, int]] | None = None
+        self._counted: tuple[float, dict[str, int], int] | None = None
+        self._effort = _Effort()
         self._log = get_logger()
 
     # ---------------------------------------------------------------- its life
@@ -217,10 +271,13 @@ class Ahead:
         self._recall.forget(series_uids)
 
     def _loop(self, ended: threading.Event) -> None:
-        wait_s, failures, swept_s = LOOK_S, 0, float("-inf")
+        wait_s, failures, rests, swept_s = LOOK_S, 0, 0, float("-inf")
 
         def stopped() -> bool:
             return ended.is_set() or self._stop.is_set() or not self._idle.is_set()
+
+        def turn_over(effort: _Effort, ends_s: float) -> bool:
+            return stopped() or effort.is_crowded or time.monotonic() >= ends_s
 
         while not (ended.wait(wait_s) or self._stop.is_set()):
             wait_s = LOOK_S
@@ -233,8 +290,17 @@ class Ahead:
                     swept_s = time.monotonic()
                 if self._arriving_fast():
                     continue
+                self._effort = effort = _Effort()
                 ends_s = time.monotonic() + TURN_S
-                self.look(lambda ends_s=ends_s: stopped() or time.monotonic() >= ends_s)  # type: ignore[misc]
+                encoded = self.look(partial(turn_over, effort, ends_s))
+                if effort.is_crowded:
+                    wait_s = min(REST_S * 2.0**rests, REST_MAX_S)
+                    rests += 1
+                    self._log.debug("ahead.rests", seconds=wait_s)
+                    # Another worker may have the processor that this one has not.
+                    self._release()
+                    continue
+                rests = 0 if encoded else rests
                 if time.monotonic() >= ends_s:
                     wait_s = 0.0  # there may be more to encode
                 else:
@@ -248,13 +314,19 @@ class Ahead:
         self._release()
 
     def _arriving_fast(self) -> bool:
-        """Whether more images a second have come since this was last asked than scanners make."""
-        now_s, images = time.monotonic(), self._arriving.studies()
-        before, self._counted = self._counted, (now_s, images)
+        """Whether more images a second have come since this was last asked than scanners make.
+
+        Those that wait for the indexer count with those that it has recorded, which come in
+        batches.
+        """
+        now_s, images, waiting = time.monotonic(), self._arriving.studies(), self._waiting()
+        before, self._counted = self._counted, (now_s, images, waiting)
+        if waiting > WAITING:
+            return True
         if before is None:
             return False
         new = sum(max(0, n - before[1].get(uid, 0)) for uid, n in images.items())
-        return new > BUSY_PER_S * max(now_s - before[0], LOOK_S)
+        return new + waiting - before[2] > BUSY_PER_S * max(now_s - before[0], LOOK_S)
 
     # ---------------------------------------------------------------- its work
 
@@ -297,14 +369,21 @@ class Ahead:
         stopped
             Asked between pieces of the work; true: leave it, unless a run waits for it.
         """
+        if self._waiting():
+            return None  # images of any study: the database's silence says nothing
         for study_uid, study in self._studies.items():
             if not self._is_ripe(study):
                 continue
             study.preparations += 1
             study.prepared_at = study.images
             images = [image for series in study.series.values() for image in series.images]
+            grown = _Seldom(partial(self._has_grown, study_uid, study.images))
             try:
-                done = self._preparing.prepare(study_uid, images, stopped)
+                done = self._preparing.prepare(
+                    study_uid,
+                    images,
+                    lambda: stopped() or grown(),  # noqa: B023 - asked within this turn only
+                )
             except Exception as error:  # noqa: BLE001 - the run meets it too, and says what it is
                 self._log.warning(
                     "ahead.not_prepared", study_uid=study_uid, error=type(error).__name__
@@ -312,6 +391,10 @@ class Ahead:
                 return None
             return study_uid if done else None
         return None
+
+    def _has_grown(self, study_uid: str, images: int) -> bool:
+        """Whether what is being prepared is no longer all that has come."""
+        return self._arriving.studies().get(study_uid, images) != images
 
     @staticmethod
     def _is_ripe(study: _Study) -> bool:
@@ -375,7 +458,8 @@ class Ahead:
                 break
             batch = todo[start : start + BATCH]
             try:
-                encoded += self._encode_batch(series_uid, series, batch, plane)
+                with self._effort.counted():
+                    encoded += self._encode_batch(series_uid, series, batch, plane)
             except FileNotFoundError:
                 break  # removed at this moment: the next look sees it
             series.seen.update(i.sop_instance_uid for i in batch)

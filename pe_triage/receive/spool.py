@@ -116,6 +116,18 @@ def receiver_name(host: str | None, receiver: str) -> str:
     return receiver if host is None else f"{host}{_HOST_END}{receiver}"
 
 
+def count_incoming(root: Path) -> int:
+    """Instances that were acknowledged into the spool at `root` and not indexed yet.
+
+    0 where that cannot be read: a hint for who would rather not be in the way.
+    """
+    try:
+        with os.scandir(root / "incoming") as scan:
+            return sum(item.name.endswith(_INSTANCE) for item in scan)
+    except OSError:
+        return 0
+
+
 class Spool:
     """A directory on one file system, shared by receivers (who store) and the indexer.
 

@@ -9,6 +9,10 @@ scanner does. The results go to DCMTK's storescp. The clock starts when the last
 received, and again when the node knew that the study was complete (``study.complete``), and stops
 when the last result object was accepted, all as the node records them. Each study is sent to a node
 that works ahead of a study's end and to one that does not, in turn. Prints JSON.
+
+With ``--pace`` the waits for single answers to C-STORE are given too, the sender's own work
+included, and how long the receiver had a processor meanwhile, and waited for one: whether an answer
+waited for the machine or for the disk.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -50,25 +55,61 @@ def process_name(process: psutil.Process) -> str:
     return "worker" if any(name.startswith("libtorch_cpu") for name in libraries) else "light"
 
 
-def send_at_pace(node: RunningNode, folder: Path, images_per_s: float) -> float:
-    """C-STORE of a folder's files over one association; longest wait for an answer, seconds."""
+def is_ready(node: RunningNode) -> bool:
+    """Whether the worker has made all that it works with, what it works ahead with included."""
+    return any(e["process"].startswith("worker") for e in node.events("process.ready"))
+
+
+def receiver_of(node: RunningNode) -> int:
+    """Process id of the node's receiver: the only child that holds the listening socket."""
+    assert node.process is not None
+    for child in psutil.Process(node.process.pid).children(recursive=True):
+        if any(c.status == psutil.CONN_LISTEN for c in child.net_connections(kind="tcp")):
+            return int(child.pid)
+    raise AssertionError("no process listens")
+
+
+def processor_of(pid: int) -> tuple[float, float]:
+    """Seconds that a process's living threads had a processor, and that they waited for one."""
+    used = waited = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            fields = (thread / "schedstat").read_text().split()
+            used, waited = used + int(fields[0]), waited + int(fields[1])
+    return used / 1e9, waited / 1e9
+
+
+def send_at_pace(
+    node: RunningNode, receiver: int, folder: Path, images_per_s: float
+) -> dict[str, float]:
+    """C-STORE of a folder's files over one association; the waits for answers, seconds."""
     files = sorted(folder.iterdir())
     context = build_context(dcmread(files[0], stop_before_pixels=True).SOPClassUID)
     association = AE(ae_title="SCANNER").associate(
         "127.0.0.1", node.port, [context], ae_title="PETRIAGE"
     )
     assert association.is_established
-    started, longest = time.monotonic(), 0.0
+    had_s, waited_s = processor_of(receiver)
+    started, waits = time.monotonic(), []
     try:
         for n, path in enumerate(files):
             time.sleep(max(0.0, started + n / images_per_s - time.monotonic()))
             asked = time.monotonic()
             status = association.send_c_store(path)
-            longest = max(longest, time.monotonic() - asked)
+            waits.append(time.monotonic() - asked)
             assert status.Status == 0x0000
+        # While the association's thread lives: the kernel forgets what a thread waited.
+        then_had_s, then_waited_s = processor_of(receiver)
     finally:
         association.release()
-    return longest
+    waits.sort()
+    return {
+        "median_answer_s": round(waits[len(waits) // 2], 3),
+        "p99_answer_s": round(waits[int(0.99 * len(waits))], 3),
+        "longest_answer_s": round(waits[-1], 3),
+        "receiver_had_processor_s": round(then_had_s - had_s, 2),
+        "receiver_waited_for_processor_s": round(then_waited_s - waited_s, 2),
+    }
 
 
 def seconds_of(node: RunningNode, study_uid: str, doc: dict[str, Any]) -> dict[str, float]:
@@ -96,14 +137,13 @@ def measure(
     with RunningNode(
         place / "node", "--send-to", f"PACS@127.0.0.1:{port}", settings=settings
     ) as node:
-        wait_for(lambda: node.events("model.loaded"), 120, "a worker")
+        wait_for(lambda: is_ready(node), 300, "a worker")
+        receiver = receiver_of(node)
         for study in studies:
             started = time.monotonic()
             run: dict[str, Any] = {}
             if options.pace:
-                run["longest_answer_s"] = round(
-                    send_at_pace(node, study.dicom_dir, options.pace), 3
-                )
+                run |= send_at_pace(node, receiver, study.dicom_dir, options.pace)
             else:
                 subprocess.run(
                     [storescu, "-aec", "PETRIAGE", "127.0.0.1", str(node.port), "+sd",

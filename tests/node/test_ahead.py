@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +21,10 @@ from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.domain import Job, ReceivedInstance
 from pe_triage.imaging.facts import facts_to_json
 from pe_triage.imaging.volume import load_volume
-from pe_triage.infer.background import LAST
 from pe_triage.infer.predictor import Predictor
 from pe_triage.infer.recall import CHECKED
 from pe_triage.node import ahead as ahead_module
-from pe_triage.node.ahead import BATCH, Ahead, make_ahead
+from pe_triage.node.ahead import BATCH, WAITING, Ahead, make_ahead
 from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study
 from pe_triage.node.files import to_received
 from pe_triage.node.work import StudyWork
@@ -352,35 +352,96 @@ def test_while_images_come_faster_than_scanners_make_them_nothing_is_done(
 ) -> None:
     ahead = make()
     counts: dict[str, int] = {"a": 5}
-    now_s = 100.0
+    now_s, waiting = 100.0, 0
     monkeypatch.setattr(ahead._arriving, "studies", lambda: dict(counts))
+    monkeypatch.setattr(ahead, "_waiting", lambda: waiting)
     monkeypatch.setattr(ahead_module.time, "monotonic", lambda: now_s)
     found = []
-    for seconds, a, b in (
-        (0.5, 5, 0),
-        (0.5, 60, 0),
-        (1.0, 100, 50),
-        (0.5, 130, 71),
-        (0.01, 131, 71),
+    for seconds, a, b, waiting in (  # noqa: B007 - the stand-in for the spool asks it
+        (0.5, 5, 0, 0),
+        (0.5, 60, 0, 0),
+        (1.0, 100, 50, 0),
+        (0.5, 130, 71, 0),
+        (0.01, 131, 71, 0),
+        # What has come waits for the indexer, and is recorded in one batch with what came since.
+        (0.5, 131, 71, 45),
+        (0.5, 186, 71, 0),
+        (0.5, 186, 71, WAITING + 1),
+        (0.5, 186, 71, WAITING),
     ):
         now_s += seconds
         counts.update(a=a, b=b)
         found.append(ahead._arriving_fast())
-    # 110/s of one study; 90/s, 102/s of two together; a moment says nothing.
-    assert found == [False, True, False, True, False]
+    # 110/s of one study; 90/s, 102/s of two together; a moment says nothing. Then 90/s and 20/s; so
+    # many that the indexer is behind, and as many as ever.
+    assert found == [False, True, False, True, False, False, False, True, False]
 
 
-def test_its_threads_stand_behind_all_others(predictor: Predictor) -> None:
+def test_where_others_want_the_processor_it_rests(
+    make: Make, store: StoreUnderTest, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun batches would stay where receiving wants the processor."""
+    _, files = new_study()
+    arrive(store, files)
+    ahead = make()
+    ahead._runtime.before = lambda: time.sleep(2 * ahead_module.LOST_S)  # type: ignore[attr-defined]
+    for name in ("REST_S", "REST_MAX_S"):
+        monkeypatch.setattr(ahead_module, name, 3600.0)
+    stop = threading.Event()
+    with capture_logs() as events, ahead.running(stop):
+        wait_for(lambda: [e for e in events if e["event"] == "ahead.rests"], message="a rest")
+        time.sleep(3 * ahead_module.LOOK_S)
+        # Another worker may go on.
+        assert make().look() == 60 - BATCH
+    assert ahead._runtime.slices == BATCH  # type: ignore[attr-defined]
+
+
+def test_a_wait_that_is_short_beside_the_work_is_no_reason_to_rest() -> None:
+    def crowded(wall_s: float, processor_s: float) -> bool:
+        effort = ahead_module._Effort()
+        effort._wall_s, effort._processor_s = wall_s, processor_s
+        return effort.is_crowded
+
+    assert not crowded(0.5, 0.5)
+    assert not crowded(0.5, 0.9)
+    assert not crowded(0.3, 0.05)
+    assert not crowded(1.0, 0.45)
+    assert crowded(1.0, 0.35)
+    assert crowded(0.4, 0.05)
+
+
+def test_nothing_is_prepared_while_images_wait_and_what_has_grown_is_left(
+    make: Make, store: StoreUnderTest, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_uid, files = new_study()
+    ahead, waiting = make(), 1
+    arrive(store, files)
+    monkeypatch.setattr(ahead_module, "SILENT_S", 0.0)
+    monkeypatch.setattr(ahead, "_waiting", lambda: waiting)
+    ahead.look()
+    ahead.look()
+    assert ahead.prepare_one() is None
+    waiting = 0
+    # Asked at each piece of the work.
+    monkeypatch.setattr(ahead_module, "LOOK_S", 0.0)
+    with monkeypatch.context() as grown:
+        grown.setattr(ahead._arriving, "studies", lambda: {study_uid: len(files) + 1})
+        assert ahead.prepare_one() is None
+        with ahead.resting(study_uid) as work:
+            assert work is None
+    arrive(store, new_study(StudyInstanceUID=study_uid, slices=1)[1])
+    ahead.look()
+    ahead.look()
+    assert ahead.prepare_one() == study_uid
+
+
+def test_it_leaves_a_core_to_the_others(tiny_bundle: Path) -> None:
+    predictor = Predictor(tiny_bundle, "cpu", runtime="openvino", threads=3)
     before = tasks()
     runtime = ahead_module.background_runtime(predictor)
     assert runtime is not None
-    after = tasks()
-    new = after.keys() - before.keys()
-    assert new
-    assert {after[thread] for thread in new} == {LAST}
-    assert {thread: after[thread] for thread in before if thread in after} == {
-        thread: nice for thread, nice in before.items() if thread in after
-    }
+    assert runtime.info.threads == 2
+    assert set(tasks().values()) == set(before.values())
 
 
 def test_where_the_bits_could_differ_nothing_is_done_ahead(
@@ -414,12 +475,13 @@ def test_kill_9_while_working_ahead_costs_only_recomputation(
     with RunningNode(tmp_path / "node", *flags, settings=QUICK | {"ahead": True}) as node:
         study_uid, files = new_study()
         order, kept = shuffled(files, 8), node.data_dir / "ahead"
+        wait_for(lambda: node.events("model.loaded"), 120, "a worker")
         storescu(node, order[:35])
         wait_for(lambda: list(kept.rglob("*.emb")), message="slices kept ahead")
         node.kill_one("worker-1")
-        wait_for(lambda: len(node.events("model.loaded")) > 1, message="another worker")
+        wait_for(lambda: len(node.events("model.loaded")) > 1, 120, "another worker")
         storescu(node, order[35:])
-        doc = node.wait_ended(study_uid, delivered=False)
+        doc = node.wait_ended(study_uid, delivered=False, timeout_s=120)
         wait_for(lambda: not list(kept.rglob("*.emb")), message="gone with the end of the run")
         assert (doc["state"], doc["run"]) == ("DONE", 1)
         (used,) = node.events("ahead.used")

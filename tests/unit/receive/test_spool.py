@@ -22,7 +22,14 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pe_triage.errors import InvalidInstanceError, PermanentError, SpoolError
 from pe_triage.receive.files import RealFiles
 from pe_triage.receive.part10 import FileMetaTemplate, dataset_offset
-from pe_triage.receive.spool import AssociationEvent, EventRecord, Filed, Spool, new_boot_id
+from pe_triage.receive.spool import (
+    AssociationEvent,
+    EventRecord,
+    Filed,
+    Spool,
+    count_incoming,
+    new_boot_id,
+)
 from pe_triage.receive.storing import FreeSpace, StoreService
 
 BOOT = new_boot_id(datetime(2026, 1, 2, tzinfo=UTC), b"\x01\x02\x03\x04")
@@ -285,6 +292,20 @@ def test_entries_sort_by_arrival_and_ignore_strangers(spool: Spool) -> None:
     assert entries[0].sequence == 1
     earlier = new_boot_id(datetime(2026, 1, 1, tzinfo=UTC), b"\xff\xff\xff\xff")
     assert earlier < BOOT
+
+
+def test_what_waits_for_the_indexer_is_counted(spool: Spool, tmp_path: Path) -> None:
+    assert count_incoming(spool.root) == 0
+    paths = [put(spool, sequence=n) for n in (1, 2, 3)]
+    (spool.incoming / "17961-00000001-000000009.dcm.part").touch()
+    record = EventRecord(
+        event=AssociationEvent.RELEASED, calling_aet="A", host="h", at=datetime.now(UTC)
+    )
+    spool.record_event(record, association=1, sequence=4)
+    assert count_incoming(spool.root) == 3
+    spool.forget(paths[0])
+    assert count_incoming(spool.root) == 2
+    assert count_incoming(tmp_path / "none") == 0
 
 
 def test_a_closing_event_never_overtakes_its_instances(
