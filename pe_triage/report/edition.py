@@ -53,10 +53,10 @@ def _library_versions() -> tuple[str, ...]:
 
 
 def _order(value: object) -> list[bytes]:
-    return [bytes(piece) for piece in _pieces(value)]
+    return list(_pieces(value))
 
 
-def _pieces(value: Any) -> Iterator[bytes | memoryview]:
+def _pieces(value: Any) -> Iterator[bytes]:
     """A value as pieces that begin with its kind and, where it holds others, their number."""
     match value:
         case Enum():
@@ -68,7 +68,7 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
         case np.ndarray() | np.generic():
             array = np.ascontiguousarray(value)
             yield f"array {array.dtype.str} {array.shape}".encode()
-            yield memoryview(array).cast("B") if array.size else b""
+            yield array.tobytes()
         case Dataset():
             buffer = BytesIO()
             dcmwrite(buffer, value, implicit_vr=False, little_endian=True)
