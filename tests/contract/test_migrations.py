@@ -165,17 +165,19 @@ def test_answers_of_a_node_that_never_had_a_destination_are_known_as_such(
         command.upgrade(config, "0007")
         old = MetaData()
         old.reflect(connection)
-        for table, more in (
+        rows: list[tuple[str, dict[str, Any]]] = [
             ("studies", {"study_uid": "1.2"}),
             ("jobs", {"job_id": 1, "study_uid": "1.2", "run": 1, "state": "DONE"}),
             ("jobs", {"job_id": 2, "study_uid": "1.2", "run": 2, "state": "FAILED"}),
             ("results", {"result_id": 1, "job_id": 1}),
-            *([("deliveries", {"delivery_id": 1, "result_id": 1, "job_id": 1})] if sends else []),
-        ):
+        ]
+        if sends:
+            rows.append(("deliveries", {"delivery_id": 1, "result_id": 1, "job_id": 1}))
+        for table, more in rows:
             connection.execute(old.tables[table].insert().values(filled(old.tables[table]) | more))
         command.upgrade(config, "head")
-        rows = connection.execute(select(jobs.c.job_id, jobs.c.unsent).order_by(jobs.c.job_id))
-        assert [tuple(row) for row in rows] == [(1, not sends), (2, False)]
+        known = connection.execute(select(jobs.c.job_id, jobs.c.unsent).order_by(jobs.c.job_id))
+        assert [tuple(row) for row in known] == [(1, not sends), (2, False)]
 
 
 def test_of_associations_of_before_it_is_not_claimed_how_they_ended(empty_url: str) -> None:

@@ -163,7 +163,7 @@ def test_a_later_run_is_dated_after_the_first(received: Path) -> None:
 
     node = Node(received, datetime.now(UTC) + timedelta(minutes=5))
     node.index()
-    dates = []
+    dates: list[str] = []
     for forced in (False, True):
         node.enqueue(forced=forced)
         node.answer()

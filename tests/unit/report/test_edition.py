@@ -20,7 +20,7 @@ from tests.unit.report.conftest import NOW, Scene, make_scene
 
 
 def _renamed(scene: Scene) -> dict[str, Dataset]:
-    headers = {}
+    headers: dict[str, Dataset] = {}
     for uid, ds in scene.headers.items():
         headers[uid] = pydicom.dcmread(BytesIO(_file(ds)), force=True)
         headers[uid].PatientName = "Corrected^Patient"
