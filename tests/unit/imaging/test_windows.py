@@ -68,6 +68,24 @@ def test_halving_is_the_exact_mean_and_equals_the_general_path():
     np.testing.assert_allclose(weights @ hu.astype(np.float32) @ weights.T, want, atol=1e-2)
 
 
+@pytest.mark.parametrize("size", [224, 288, 320, 384, 480])
+def test_the_sparse_product_has_the_bits_of_the_dense_one(size):
+    """What bundles were trained with stays what they are served with."""
+    hu = volume((3, 512, 512))
+    weights = resampling_weights(512, size)
+    dense = weights @ hu.astype(np.float32) @ weights.T
+    np.testing.assert_array_equal(resize_slices(hu, size), dense)
+    np.testing.assert_array_equal(resize_slices(hu[1:2], size)[0], dense[1])
+
+
+@pytest.mark.parametrize(("source", "size"), [(512, 300), (512, 576), (400, 320), (7, 5), (5, 1)])
+def test_at_other_sizes_only_rounding_differs(source, size):
+    hu = volume((2, source, source))
+    weights = resampling_weights(source, size).astype(np.float64)
+    exact = weights @ hu.astype(np.float64) @ weights.T
+    np.testing.assert_allclose(resize_slices(hu, size), exact, rtol=0, atol=2e-3)
+
+
 @settings(max_examples=60, deadline=None)
 @given(source=st.integers(1, 80), target=st.integers(1, 80))
 def test_resampling_keeps_constants_means_and_symmetry(source, target):

@@ -8,6 +8,7 @@ from io import BytesIO
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image, ImageFilter
 
 from pe_triage.domain import Outcome, Priority, ResultKind
 from pe_triage.report import drawing
@@ -15,7 +16,14 @@ from pe_triage.report.captures import summary_picture
 from pe_triage.report.colormaps import heat_colors, heat_table
 from pe_triage.report.drawing import GE, Board, drawable
 from pe_triage.report.settings import SERIES_ORDER
-from pe_triage.report.slices import display_size, overlay_slice, plain_slice, upsampled, windowed
+from pe_triage.report.slices import (
+    _edge,
+    display_size,
+    overlay_slice,
+    plain_slice,
+    upsampled,
+    windowed,
+)
 from pe_triage.report.wording import series_description, time_words
 
 
@@ -269,6 +277,15 @@ def test_the_overlay_marks_the_heatmaps_peak(scene):
     colour = np.ptp(over, axis=2)
     assert colour[y, x] > 30
     assert np.ptp(plain, axis=2).max() == 0
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (7, 5), (2, 9), (1, 6), (1, 1)])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 1.0])
+def test_an_edge_is_what_a_rank_filter_adds(shape, share):
+    mask = np.random.default_rng(5).random(shape) < share
+    for by in (1, 2):
+        grown = Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * by + 1))
+        np.testing.assert_array_equal(_edge(mask, by=by), (np.asarray(grown) > 0) & ~mask)
 
 
 def test_a_heatmap_cell_covers_its_share_of_the_slice():
