@@ -1,10 +1,10 @@
-"""A second runtime for work that may wait, with a core fewer than the one that answers for studies.
+"""A second runtime, for work that may wait, beside the one that answers for studies.
 
-So whatever else the node does, receiving above all, finds a core. The threads are not put behind
-others by a nice value: on a busy machine a thread that was just woken waited longer behind threads
-of nice value 10 or 19 than behind ordinary ones (`tests/benchmarks/waking.py`), and what was begun
-at nice value 19 did not end there. Who works in the background looks whether there is a processor
-to spare, and rests (`node.ahead`).
+Its threads are not put behind others by a nice value: on a busy machine a thread that was just
+woken waited longer behind threads of nice value 10 or 19 than behind ordinary ones
+(`tests/benchmarks/waking.py`), and what was begun at nice value 19 did not end there. Who works in
+the background leaves a core free, looks whether there is a processor to spare, and rests
+(`node.ahead`).
 
 Only runtimes whose numbers for one slice depend on nothing else are doubled: what is encoded here
 has the bits that the other would have given.
@@ -32,7 +32,7 @@ def background_runtime(predictor: Predictor) -> SliceRuntime | None:
         # PyTorch's runtime has laid the weights out anew; a copy of its own is put straight.
         copy.deepcopy(predictor.network.encoder).to(memory_format=torch.contiguous_format),
         unit_shape(spec),
-        threads=max(1, info.threads - 1),
+        threads=info.threads,
     )
     units = probe_units(unit_shape(spec))
     if not np.array_equal(runtime.embed(units), predictor.runtime.embed(units)):

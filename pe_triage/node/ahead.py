@@ -10,7 +10,7 @@ A thread of its own does it, which rests while the worker has a job, while image
 scanners make them (a study that is sent from a disk needs the processor for being received), and
 while others want the processor. How fast images come, and whether any still do, is asked of the
 spool too: on a busy machine the database learns of them late. Slices are encoded on all cores but
-one (`infer.background`).
+one, so that whatever else the node does finds a core, and on all where it falls behind.
 
 Header rules come first: only what a run would choose of the series that have come so far is read.
 Enhanced CT images come whole and are left to the run.
@@ -54,6 +54,8 @@ LOOK_S = 0.5
 """How often it is looked for new slices."""
 BATCH = 4
 """Slices at once: a job or a stop waits for no more than these."""
+BEHIND = 16
+"""Slices of a series that wait to be encoded, beyond which no core is left free."""
 TURN_S = 0.5
 """Slices are encoded for so long before it is looked again how fast images come."""
 BUSY_PER_S = 100.0
@@ -459,14 +461,22 @@ class Ahead:
             batch = todo[start : start + BATCH]
             try:
                 with self._effort.counted():
-                    encoded += self._encode_batch(series_uid, series, batch, plane)
+                    encoded += self._encode_batch(
+                        series_uid, series, batch, plane, behind=len(todo) - start > BEHIND
+                    )
             except FileNotFoundError:
                 break  # removed at this moment: the next look sees it
             series.seen.update(i.sop_instance_uid for i in batch)
         return encoded
 
     def _encode_batch(
-        self, series_uid: str, series: _Series, batch: Sequence[ReceivedInstance], plane: InPlane
+        self,
+        series_uid: str,
+        series: _Series,
+        batch: Sequence[ReceivedInstance],
+        plane: InPlane,
+        *,
+        behind: bool,
     ) -> int:
         fresh: dict[Key, NDArray[np.int16]] = {}
         for image in batch:
@@ -481,7 +491,12 @@ class Ahead:
         if not keys:
             return 0
         images = self._prepare(np.stack([fresh[key] for key in keys]))
-        self._recall.keep(series_uid, keys, self._runtime.embed(images))
+        # Each slice in the runtime takes one thread.
+        at_once = len(images) if behind else max(1, self._runtime.info.threads - 1)
+        embedded = [
+            self._runtime.embed(images[at : at + at_once]) for at in range(0, len(images), at_once)
+        ]
+        self._recall.keep(series_uid, keys, np.concatenate(embedded))
         series.kept.update(keys)
         return len(keys)
 

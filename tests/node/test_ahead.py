@@ -24,7 +24,7 @@ from pe_triage.imaging.volume import load_volume
 from pe_triage.infer.predictor import Predictor
 from pe_triage.infer.recall import CHECKED
 from pe_triage.node import ahead as ahead_module
-from pe_triage.node.ahead import BATCH, WAITING, Ahead, make_ahead
+from pe_triage.node.ahead import BATCH, BEHIND, WAITING, Ahead, make_ahead
 from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study
 from pe_triage.node.files import to_received
 from pe_triage.node.work import StudyWork
@@ -72,6 +72,8 @@ class Spy:
 
     def __init__(self, runtime: Any, before: Callable[[], None] = lambda: None) -> None:
         self.runtime, self.before, self.slices = runtime, before, 0
+        self.info = runtime.info
+        self.batches: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.runtime, name)
@@ -79,6 +81,7 @@ class Spy:
     def embed(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         self.before()
         self.slices += len(images)
+        self.batches.append(len(images))
         return self.runtime.embed(images)  # type: ignore[no-any-return]
 
 
@@ -435,12 +438,29 @@ def test_nothing_is_prepared_while_images_wait_and_what_has_grown_is_left(
     assert ahead.prepare_one() == study_uid
 
 
-def test_it_leaves_a_core_to_the_others(tiny_bundle: Path) -> None:
-    predictor = Predictor(tiny_bundle, "cpu", runtime="openvino", threads=3)
+def test_it_leaves_a_core_to_the_others_unless_it_falls_behind(
+    make: Make, store: StoreUnderTest, new_study: NewStudy, predictor: Predictor
+) -> None:
+    _, files = new_study()
+    ahead = make()
+    spy = ahead._runtime
+    assert isinstance(spy, Spy)
+    spy.info = dataclasses.replace(spy.runtime.info, threads=3)
+    arrive(store, files[:BEHIND])
+    assert ahead.look() == BEHIND
+    assert spy.batches == [2] * (BEHIND // 2)
+    spy.batches.clear()
+    arrive(store, files[BEHIND : 2 * BEHIND + BATCH])
+    assert ahead.look() == BEHIND + BATCH
+    assert spy.batches == [BATCH] + [2] * (BEHIND // 2)
+
+
+def test_its_threads_are_like_all_others(predictor: Predictor) -> None:
+    """Beside work of more weight a thread of low priority keeps others waiting."""
     before = tasks()
     runtime = ahead_module.background_runtime(predictor)
     assert runtime is not None
-    assert runtime.info.threads == 2
+    assert runtime.info.threads == predictor.runtime.info.threads
     assert set(tasks().values()) == set(before.values())
 
 
