@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from pe_triage.errors import PeTriageError
+from pe_triage.errors import InputError, PeTriageError
 from pe_triage.model.schedule import Schedule
 from pe_triage.training.checkpoint import (
     pack_optimiser,
@@ -290,7 +290,17 @@ def validate(module: nn.Module, data: Dataset[Any], settings: TrainSettings, wor
 
 
 def precision_of(settings: TrainSettings, world: World) -> torch.dtype:
-    """Return the type that autocast computes in; ``auto`` is bfloat16 on GPUs that have it."""
+    """Return the type that autocast computes in; ``auto`` is bfloat16 on GPUs that have it.
+
+    Raises
+    ------
+    InputError
+        bfloat16 on a processor whose recurrent layers cannot be trained in it.
+    """
+    if settings.precision == "bf16" and world.device.type == "cpu" and not _has_bfloat16():
+        raise InputError(
+            "precision bf16: this processor has no instructions that train in it; give fp32 or auto"
+        )
     if settings.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
             settings.precision
@@ -298,6 +308,12 @@ def precision_of(settings: TrainSettings, world: World) -> torch.dtype:
     if world.device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _has_bfloat16() -> bool:
+    """Whether oneDNN runs recurrent layers in bfloat16 here; yes where that is not known."""
+    able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "avx2" not in able or bool(able.get("avx512_bw") or able.get("avx_ne_convert"))
 
 
 def processor_precision() -> torch.dtype:
