@@ -1,13 +1,15 @@
 """What one more study costs the database while ever more are held.
 
-    python tests/benchmarks/growth.py [--quick] [--held 0 1000 10000 100000] [--database URL]
+    python tests/benchmarks/growth.py [--quick] [--held 0 1000 10000 100000] [--images 300 1000]
+                                      [--database URL]
 
 A database (SQLite in a scratch directory, or an empty PostgreSQL by URL) is filled with ended
-studies, and at each size a study of 300 images goes the way from the receivers to a worker: it is
-recorded in two batches, looked at as the assembler and a worker that works ahead look at it, queued
+studies, and at each size studies of so many images go the way from the receivers to a worker: each
+is recorded in batches, looked at as the assembler and a worker that works ahead look at it, queued
 and claimed; then what the deliverer asks for. For each step the number of SQL statements, and the
 median of the milliseconds that it takes over five studies, are printed as JSON: first the processor
-time of this process (with SQLite that is all of it but the disk), then the wall time.
+time (with SQLite that is all of it but the disk), then the wall time; beside them the memory that a
+process which does nothing else had at most.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,6 @@ from pe_triage.store.engine import open_engine
 from pe_triage.store.migrate import upgrade
 from tests.support.store import PACS, PATIENT, START, StoreUnderTest, instance, sha
 
-IMAGES = 300
 IMAGES_HELD = 4
 """Images of each study that is held already."""
 BATCH = 256
@@ -93,17 +95,17 @@ def fill(engine: Engine, first: int, last: int) -> None:
                 connection.execute(insert(table), values)
 
 
-def one_study(store: StoreUnderTest, number: int) -> dict[str, Callable[[], object]]:
+def one_study(store: StoreUnderTest, number: int, count: int) -> dict[str, Callable[[], object]]:
     """Return the steps of one study's way, to be taken in their order."""
     uid = f"1.2.7.{number}"
     facts = {"rows": 512, "columns": 512, "image_position_mm": [0.0, 0.0, 1.0]}
     images = [
-        instance(uid, n, store.data_dir, identity=PATIENT) for n in range(1, IMAGES + 1)
+        instance(uid, n, store.data_dir, identity=PATIENT) for n in range(1, count + 1)
     ]  # fmt: skip
     arriving = Arriving(store.engine)
 
     def record() -> None:
-        for start in range(0, IMAGES, BATCH):
+        for start in range(0, count, BATCH):
             store.studies.record([(i, facts, f"b-{number}") for i in images[start : start + BATCH]])
 
     def look() -> None:
@@ -111,7 +113,7 @@ def one_study(store: StoreUnderTest, number: int) -> dict[str, Callable[[], obje
             to_received(row, store.data_dir)
 
     return {
-        "record 300 images": record,
+        "record the images": record,
         "studies that are received": store.studies.receiving,
         "images of the study": look,
         "what has arrived, for work ahead": lambda: (arriving.studies(), arriving.after(uid, 0)),
@@ -122,16 +124,16 @@ def one_study(store: StoreUnderTest, number: int) -> dict[str, Callable[[], obje
     }
 
 
-def measure(store: StoreUnderTest, first: int) -> dict[str, dict[str, float]]:
+def measure(store: StoreUnderTest, first: int, images: int) -> dict[str, dict[str, float]]:
     statements: list[str] = []
 
-    def count(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def note(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         statements.append(statement)
 
-    event.listen(store.engine, "before_cursor_execute", count)
+    event.listen(store.engine, "before_cursor_execute", note)
     found: dict[str, list[tuple[int, float, float]]] = {}
     for number in range(first, first + STUDIES):
-        for name, step in one_study(store, number).items():
+        for name, step in one_study(store, number, images).items():
             statements.clear()
             cpu_s, wall_s = time.process_time(), time.perf_counter()
             step()
@@ -141,7 +143,7 @@ def measure(store: StoreUnderTest, first: int) -> dict[str, dict[str, float]]:
             # Out of the way of the next one's claim.
             connection.execute(text("UPDATE jobs SET state = 'DONE' WHERE state <> 'DONE'"))
             connection.execute(text("UPDATE studies SET state = 'DONE' WHERE state <> 'DONE'"))
-    event.remove(store.engine, "before_cursor_execute", count)
+    event.remove(store.engine, "before_cursor_execute", note)
     return {
         name: {
             "statements": max(n for n, _, _ in runs),
@@ -153,10 +155,22 @@ def measure(store: StoreUnderTest, first: int) -> dict[str, dict[str, float]]:
     }
 
 
+def measure_apart(url: str, place: Path, first: int, images: int) -> dict[str, Any]:
+    """Figures of `measure`, and the peak memory of this process, which should do nothing else."""
+    store = StoreUnderTest(engine=open_engine(url), url=url, data_dir=place)
+    steps = measure(store, first, images)
+    store.engine.dispose()
+    status = Path("/proc/self/status").read_text().splitlines()
+    # Not getrusage's, which begins with that of the process that started this one.
+    peak_mib = next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmHWM"))
+    return {"images": images, "peak_mib": peak_mib, "steps": steps}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="up to 5,000 studies")
     parser.add_argument("--held", type=int, nargs="+", default=[0, 1000, 10_000, 100_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[300, 1000])
     parser.add_argument("--database", help="empty PostgreSQL [default: SQLite]")
     options = parser.parse_args()
     sizes = [0, 1000, 5000] if options.quick else sorted(options.held)
@@ -164,14 +178,17 @@ def main() -> None:
         url = options.database or f"sqlite:///{scratch}/held.sqlite3"
         upgrade(url)
         store = StoreUnderTest(engine=open_engine(url), url=url, data_dir=Path(scratch))
-        held = 0
-        for step, size in enumerate(sizes):
+        held, number = 0, 0
+        for size in sizes:
             fill(store.engine, held, size)
             held = size
             with store.engine.begin() as connection:
                 connection.execute(text("ANALYZE"))
-            found = measure(store, step * STUDIES)
-            print(json.dumps({"held": size, "steps": found}), flush=True)
+            for images in options.images:
+                with get_context("spawn").Pool(1) as apart:
+                    found = apart.apply(measure_apart, (url, Path(scratch), number, images))
+                number += STUDIES
+                print(json.dumps({"held": size, **found}), flush=True)
         store.engine.dispose()
 
 

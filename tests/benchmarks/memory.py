@@ -2,7 +2,7 @@
 
     python tests/benchmarks/memory.py [--quick] [--studies 200] [--ahead]
 
-Small studies (40 slices of 128 x 128) go one after the other to ``pe-triage serve`` with an
+Small studies (60 slices of 256 x 256) go one after the other to ``pe-triage serve`` with an
 untrained network on 64 x 64 pixels, which is the real predictor on a short way; each is delivered
 to DCMTK's storescp before the next one is sent. Prints the resident memory of each process, after
 every tenth part of the studies, as JSON, and by how much the second half grew: MiB between the
@@ -20,7 +20,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import psutil
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
@@ -32,6 +31,7 @@ from pe_triage.phantom import generate_study, write_study
 from tests.support.node import RunningNode, wait_for
 from tests.support.peers import dcmtk_environment, find_program
 from tests.support.postgres import free_port
+from tests.support.processes import roles_of
 
 
 def new_study(phantom: Path, folder: Path) -> str:
@@ -49,14 +49,10 @@ def new_study(phantom: Path, folder: Path) -> str:
 def resident(node: RunningNode) -> dict[str, float]:
     """MiB by role."""
     assert node.process is not None
-    tree = psutil.Process(node.process.pid)
-    found = {"supervisor": tree.memory_info().rss / 2**20}
-    for process in tree.children(recursive=True):
-        libraries = {Path(m.path).name for m in process.memory_maps()}
-        heavy = any(name.startswith("libtorch_cpu") for name in libraries)
-        name = "worker" if heavy else f"light-{process.pid - tree.pid}"
-        found[name] = process.memory_info().rss / 2**20
-    return found
+    return {
+        role: sum(process.memory_info().rss for process in processes) / 2**20
+        for role, processes in roles_of(node.process.pid).items()
+    }
 
 
 def main() -> None:
@@ -72,7 +68,7 @@ def main() -> None:
     taken: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        study = generate_study(5, "pe-acute", size=128, n_slices=40, coverage_mm=(-110.0, 70.0))
+        study = generate_study(5, "pe-acute", size=256, n_slices=60, coverage_mm=(-110.0, 50.0))
         phantom = write_study(study, root / "phantom", mask=False).dicom_dir
         bundle = materialize_untrained(
             root / "bundle", dataclasses.replace(ATTENTION_BILSTM, size=64)

@@ -1,6 +1,7 @@
 """Seconds from the last image to the delivered result, and peak memory of each process.
 
-    python tests/benchmarks/walk.py [--quick] [--slices 300] [--size 512] [--pace 20] [--untrained]
+    python tests/benchmarks/walk.py [--quick] [--slices 300 1000] [--size 512] [--pace 20]
+                                    [--untrained] [--plain]
 
 A phantom study is sent to ``pe-triage serve`` with the demonstration bundle (with --untrained:
 random weights of EfficientNet-B0 at 256 x 256), over one association: by
@@ -8,7 +9,9 @@ DCMTK's storescu, back to back, or with ``--pace`` by pynetdicom at so many imag
 scanner does. The results go to DCMTK's storescp. The clock starts when the last image was
 received, and again when the node knew that the study was complete (``study.complete``), and stops
 when the last result object was accepted, all as the node records them. Each study is sent to a node
-that works ahead of a study's end and to one that does not, in turn. Prints JSON.
+that works ahead of a study's end and to one that does not, in turn; with ``--plain`` also to one
+that receives all and then encodes with PyTorch. Several ``--slices`` give studies of each size to
+nodes of their own, and how the larger compares with the smallest. Prints JSON.
 
 With ``--pace`` the waits for single answers to C-STORE are given too, the sender's own work
 included, and how long the receiver had a processor meanwhile, and waited for one: whether an answer
@@ -19,10 +22,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +44,7 @@ from pe_triage.phantom import generate_study, write_study
 from tests.support.node import RunningNode, wait_for
 from tests.support.peers import dcmtk_environment, find_program
 from tests.support.postgres import free_port
+from tests.support.processes import roles_of
 
 
 def peak_mib(pid: int) -> float:
@@ -49,24 +55,9 @@ def peak_mib(pid: int) -> float:
     return 0.0
 
 
-def process_name(process: psutil.Process) -> str:
-    """Role of a node's process, by what it has open."""
-    libraries = {Path(m.path).name for m in process.memory_maps()}
-    return "worker" if any(name.startswith("libtorch_cpu") for name in libraries) else "light"
-
-
 def is_ready(node: RunningNode) -> bool:
     """Whether the worker has made all that it works with, what it works ahead with included."""
     return any(e["process"].startswith("worker") for e in node.events("process.ready"))
-
-
-def receiver_of(node: RunningNode) -> int:
-    """Process id of the node's receiver: the only child that holds the listening socket."""
-    assert node.process is not None
-    for child in psutil.Process(node.process.pid).children(recursive=True):
-        if any(c.status == psutil.CONN_LISTEN for c in child.net_connections(kind="tcp")):
-            return int(child.pid)
-    raise AssertionError("no process listens")
 
 
 def processor_of(pid: int) -> tuple[float, float]:
@@ -125,20 +116,22 @@ def measure(
     studies: list[Any],
     storescu: str,
     port: int,
-    ahead: bool,
+    mode: Mapping[str, Any],
+    slices: int,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Send every study to a fresh node, one after the other."""
     runs: list[dict[str, Any]] = []
     peaks: dict[str, float] = {}
-    settings = {"ahead": ahead, "threads": options.threads}
+    settings = {**mode, "threads": options.threads}
     if options.untrained:
         settings["model"] = str(materialize_untrained(place / "bundles"))
     with RunningNode(
         place / "node", "--send-to", f"PACS@127.0.0.1:{port}", settings=settings
     ) as node:
         wait_for(lambda: is_ready(node), 300, "a worker")
-        receiver = receiver_of(node)
+        assert node.process is not None
+        (receiver,) = (process.pid for process in roles_of(node.process.pid)["receiver"])
         for study in studies:
             started = time.monotonic()
             run: dict[str, Any] = {}
@@ -150,7 +143,7 @@ def measure(
                      str(study.dicom_dir)],
                     env=dcmtk_environment(), check=True,
                 )  # fmt: skip
-            run["received_per_s"] = round(options.slices / (time.monotonic() - started), 1)
+            run["received_per_s"] = round(slices / (time.monotonic() - started), 1)
             doc = node.wait_ended(study.study_uid, timeout_s=600)
             job = [e for e in node.events("job.finished") if e["study_uid"] == study.study_uid][-1]
             used = [e["kept"] for e in node.events("ahead.used")]
@@ -160,69 +153,88 @@ def measure(
                     "last_image_to_delivered_s": round(doc["latency_s"], 2),
                     **seconds_of(node, study.study_uid, doc),
                     "analysis_s": job["seconds"],
-                    "slices_ahead": used[-1] if used and ahead else 0,
+                    "slices_ahead": used[-1] if used and mode["ahead"] else 0,
                     "result_objects": len(doc["results"]),
                 }
             )
-        assert node.process is not None
-        tree = psutil.Process(node.process.pid)
-        for process in [tree, *tree.children(recursive=True)]:
-            role = "supervisor" if process == tree else process_name(process)
-            peaks[role] = max(peaks.get(role, 0), round(peak_mib(process.pid)))
+        for role, processes in roles_of(node.process.pid).items():
+            peaks[role] = round(sum(peak_mib(process.pid) for process in processes))
+        # More than they have together: each counts what they share.
+        peaks["sum"] = sum(peaks.values())
     return {"runs": runs, "peak_mib": peaks}
+
+
+MODES: Mapping[str, Mapping[str, Any]] = {
+    "ahead": {"ahead": True},
+    "not ahead": {"ahead": False},
+    "plain": {"ahead": False, "runtime": "pytorch"},
+}
+
+
+def compared(by_slices: Mapping[int, Any]) -> dict[int, float]:
+    """Seconds from the complete study to its delivery, last of each node, over the smallest's."""
+    seconds = {n: of["runs"][-1]["complete_to_delivered_s"] for n, of in by_slices.items()}
+    return {n: round(s / seconds[min(seconds)], 2) for n, s in seconds.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="90 slices of 256 x 256")
-    parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--slices", type=int, nargs="+", default=[300])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--studies", type=int, default=2, help="sent one after the other")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pace", type=float, default=0.0, help="images a second; 0: back to back")
+    parser.add_argument("--plain", action="store_true", help="PyTorch after the last image, too")
     parser.add_argument("--untrained", action="store_true", help="EfficientNet-B0 at 256 x 256")
     options = parser.parse_args()
     if options.quick:
-        options.slices, options.size, options.studies = 90, 256, 1
+        options.slices, options.size, options.studies = [90], 256, 1
     storescu, storescp = find_program("storescu"), find_program("storescp")
     if storescu is None or storescp is None:
         sys.exit("DCMTK is not installed; the Debian package dcmtk brings it")
+    modes = MODES if options.plain else {k: v for k, v in MODES.items() if k != "plain"}
+    measured: dict[str, dict[int, Any]] = {mode: {} for mode in modes}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        studies = [
-            write_study(
-                generate_study(
-                    seed, "pe-acute", size=options.size, n_slices=options.slices,
-                    coverage_mm=(-140.0, 100.0),
-                ),
-                root / f"phantom-{seed}", mask=False,
-            )
-            for seed in range(options.studies)
-        ]  # fmt: skip
         (root / "inbox").mkdir()
         port = free_port()
         pacs = subprocess.Popen(
             [storescp, "-od", str(root / "inbox"), "-aet", "PACS", "+xa", str(port)],
-            env=dcmtk_environment(),
-        )
-        modes: dict[str, Any] = {}
+            env=dcmtk_environment(), stderr=subprocess.DEVNULL,
+        )  # fmt: skip
         try:
-            for mode, ahead in (("ahead", True), ("not ahead", False)):
-                modes[mode] = measure(
-                    root / mode.replace(" ", "-"), studies, storescu, port, ahead, options
-                )
+            for slices in options.slices:
+                studies = [
+                    write_study(
+                        generate_study(
+                            seed, "pe-acute", size=options.size, n_slices=slices,
+                            coverage_mm=(-140.0, 100.0),
+                        ),
+                        root / f"phantom-{slices}-{seed}", mask=False,
+                    )
+                    for seed in range(options.studies)
+                ]  # fmt: skip
+                for mode, settings in modes.items():
+                    place = root / f"{mode.replace(' ', '-')}-{slices}"
+                    measured[mode][slices] = measure(
+                        place, studies, storescu, port, settings, slices, options
+                    )
+                    shutil.rmtree(place)
         finally:
             pacs.terminate()
             pacs.wait()
     print(
         json.dumps(
             {
-                "slices": options.slices,
                 "size": options.size,
                 "cores": psutil.cpu_count(),
                 "grace_s": 2.0,
                 "images_per_s": options.pace or "back to back",
-                **modes,
+                "slices": measured,
+                "times_the_smallest": {
+                    mode: compared(of) for mode, of in measured.items() if len(of) > 1
+                },
             },
             indent=2,
         )
