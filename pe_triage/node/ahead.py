@@ -10,7 +10,8 @@ A thread of its own does it, which rests while the worker has a job, while image
 scanners make them (a study that is sent from a disk needs the processor for being received), and
 while others want the processor. How fast images come, and whether any still do, is asked of the
 spool too: on a busy machine the database learns of them late. Slices are encoded on all cores but
-one, so that whatever else the node does finds a core, and on all where it falls behind.
+one, so that whatever else the node does finds a core, and on all where it falls behind, by threads
+that stand behind all others (`infer.background`).
 
 Header rules come first: only what a run would choose of the series that have come so far is read.
 Enhanced CT images come whole and are left to the run.
@@ -91,7 +92,10 @@ def make_ahead(
     store_dir: Path | None = None,
     waiting: Callable[[], int] = lambda: 0,
 ) -> Ahead | None:
-    """Let a worker work ahead; None, with an event that says why, where that is not possible."""
+    """Let a worker work ahead; None, with an event that says why, where that is not possible.
+
+    To be called while the process starts (`background_runtime`).
+    """
     log = get_logger()
     if not predictor.card.spec.is_plain_slices:
         log.info("ahead.off", reason="this model sees more than one slice at a time")

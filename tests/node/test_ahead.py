@@ -21,6 +21,7 @@ from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.domain import Job, ReceivedInstance
 from pe_triage.imaging.facts import facts_to_json
 from pe_triage.imaging.volume import load_volume
+from pe_triage.infer.background import LAST
 from pe_triage.infer.predictor import Predictor
 from pe_triage.infer.recall import CHECKED
 from pe_triage.node import ahead as ahead_module
@@ -455,13 +456,17 @@ def test_it_leaves_a_core_to_the_others_unless_it_falls_behind(
     assert spy.batches == [BATCH] + [2] * (BEHIND // 2)
 
 
-def test_its_threads_are_like_all_others(predictor: Predictor) -> None:
-    """Beside work of more weight a thread of low priority keeps others waiting."""
+def test_its_threads_stand_behind_all_others(predictor: Predictor) -> None:
     before = tasks()
     runtime = ahead_module.background_runtime(predictor)
     assert runtime is not None
-    assert runtime.info.threads == predictor.runtime.info.threads
-    assert set(tasks().values()) == set(before.values())
+    after = tasks()
+    new = after.keys() - before.keys()
+    assert new
+    assert {after[thread] for thread in new} == {LAST}
+    assert {thread: after[thread] for thread in before if thread in after} == {
+        thread: nice for thread, nice in before.items() if thread in after
+    }
 
 
 def test_where_the_bits_could_differ_nothing_is_done_ahead(

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from pe_triage.training.rspect import read_rspect
 from pe_triage.training.settings import TrainSettings
 from pe_triage.training.splits import split_by_patient
 from tests.support.rspect import small_tree
-from tests.support.training import checkpoint_written
+from tests.support.training import wait_for_checkpoints
 
 SPEC = replace(SPECS["plain-cnn"].reduced(32, hidden=8), head="sequence", dropout=0.0)
 """Both stages, without batch normalisation, whose statistics are each process' own."""
@@ -149,7 +148,9 @@ def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(sys.platform != "linux", reason="finds its ranks in /proc: Linux")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="no /proc to find the ranks in: only Linux has it"
+)
 def test_killed_under_torchrun_it_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL of one rank by chance, again and again: torchrun ends, and the next one resumes."""
     tree = small_tree(tmp_path / "t", 6, size=64, slices=6)
@@ -177,12 +178,7 @@ def test_killed_under_torchrun_it_goes_on_to_the_same_weights(tmp_path: Path) ->
             stderr=subprocess.DEVNULL,
             env=environment,
         )
-        seen, wanted = checkpoint_written(out), rng.randint(2, 4)
-        while torchrun.poll() is None and wanted:
-            now = checkpoint_written(out)
-            wanted -= now != seen
-            seen = now
-            time.sleep(0.001)
+        wait_for_checkpoints(torchrun, out, rng.randint(2, 4))
         ranks = _children(torchrun.pid)
         if torchrun.poll() is None and len(ranks) == 2:
             os.kill(rng.choice(ranks), signal.SIGKILL)

@@ -35,7 +35,7 @@ from pe_triage.training.settings import TrainSettings, learning_rate
 from pe_triage.training.splits import split_by_patient
 from pe_triage.training.volumes import load_exam
 from tests.support.rspect import small_tree
-from tests.support.training import checkpoint_written
+from tests.support.training import wait_for_checkpoints
 
 # Dropout and batch normalisation stay in: what is drawn must come out the same after a resume.
 SPEC = replace(ATTENTION_BILSTM.reduced(32, hidden=8), backbone="tinynet_e", stride=16, dropout=0.3)
@@ -291,12 +291,7 @@ def test_a_process_killed_outright_goes_on_from_the_command_line(
         process = subprocess.Popen(
             [*command(out), *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        seen, wanted = checkpoint_written(out), rng.randint(1, 3)
-        while process.poll() is None and wanted:
-            now = checkpoint_written(out)
-            wanted -= now != seen
-            seen = now
-            time.sleep(0.001)
+        wait_for_checkpoints(process, out, rng.randint(1, 3))
         if process.poll() is not None:
             assert process.returncode == 0
             break
