@@ -46,7 +46,7 @@ def analyze(
     )
     instances = read_folder(path)
     if explain:
-        from pe_triage.app import eligibility_rules
+        from pe_triage.answering import eligibility_rules
         from pe_triage.cli.explain import explanation, print_explanation
 
         told = explanation(instances, eligibility_rules(settings))

@@ -7,14 +7,14 @@ import os
 from functools import partial
 from typing import Any
 
-from pe_triage import app
+from pe_triage import processes
 from tests.campaign import planted, standin
 from tests.campaign.setup import Setup
 
 
-def mains(setup: Setup) -> app.Mains:
+def mains(setup: Setup) -> processes.Mains:
     """The mains of a node under `setup`."""
-    return app.Mains(
+    return processes.Mains(
         receiver=partial(receiver, setup),
         worker=partial(worker, setup),
         coordinator=partial(coordinator, setup),
@@ -36,20 +36,20 @@ def enter(setup: Setup) -> None:
 def receiver(setup: Setup, *arguments: Any) -> None:
     """Receive as the node does."""
     enter(setup)
-    app.receiver_process(*arguments)
+    processes.receiver_process(*arguments)
 
 
 def coordinator(setup: Setup, *arguments: Any) -> None:
     """Index, assemble and deliver as the node does."""
     enter(setup)
-    app.coordinator_process(*arguments)
+    processes.coordinator_process(*arguments)
 
 
 def worker(setup: Setup, *arguments: Any) -> None:
     """Work as the node does, with a model that needs no time and no network to load."""
     enter(setup)
     without_pictures()
-    app.worker_process(*arguments, load=lambda _settings: standin.StandIn(setup.work_s))
+    processes.worker_process(*arguments, load=lambda _settings: standin.StandIn(setup.work_s))
 
 
 def without_pictures() -> None:

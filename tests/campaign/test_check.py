@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
-from pe_triage.app import analysis_options
+from pe_triage.answering import analysis_options
 from pe_triage.config import load_settings
 from pe_triage.domain import DeliveryState
 from pe_triage.node.indexer import Indexer

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from pe_triage.app import analysis_options
+from pe_triage.answering import analysis_options
 from pe_triage.config import load_settings
 from pe_triage.domain import InstanceRole, PatientIdentity, ReceivedInstance
 from pe_triage.imaging.facts import read_instance

@@ -53,6 +53,8 @@ FLOOR: dict[str, int] = {
     "cli": 5,
     "web": 5,
     "app": 5,
+    "answering": 5,
+    "processes": 5,
     "committing": 5,
     "retrieving": 5,
     "keeping": 5,
@@ -99,11 +101,12 @@ ROOM_SAME_FLOOR_ALLOWED: dict[str, set[str]] = {
     "resources": {"errors"},
     "frames": {"domain"},
     "stack": {"domain", "frames"},
-    "app": {"committing", "keeping", "sharing", "startup", "watchers"},
+    "app": {"answering", "keeping", "processes", "sharing", "startup"},
+    "processes": {"answering", "committing", "keeping", "sharing", "watchers"},
     "keeping": {"sharing", "startup", "watchers"},
     "committing": {"watchers"},
     "retrieving": {"watchers"},
-    "cli": {"app", "keeping", "retrieving", "watchers"},
+    "cli": {"answering", "app", "keeping", "retrieving", "watchers"},
     # Evaluation judges what is served, so it predicts and explains by the code that serves. The
     # demonstration model is made of phantoms.
     "training": {"infer", "phantom"},

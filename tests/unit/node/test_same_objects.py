@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from pe_triage.app import analysis_options
+from pe_triage.answering import analysis_options
 from pe_triage.config import load_settings
 from pe_triage.node.backup import settle
 from pe_triage.node.indexer import Indexer
