@@ -132,7 +132,7 @@ def _hand_over(
 
     size = sum(path.stat().st_size for _, path in objects)
     spool = Spool(settings.spool_dir)
-    stack.enter_context(spool.passing(uuid.uuid4().hex[:12]))
+    stack.enter_context(spool.lives.passing(uuid.uuid4().hex[:12]))
     min_free = settings.min_free_mb << 20
     if min_free and FreeSpace(str(spool.incoming)).bytes() - size < min_free:
         # All of it or nothing: a part in the spool would be taken for a study.

@@ -27,7 +27,8 @@ from pe_triage.node.backup import STORE_ID
 from pe_triage.node.leadership import LeaderGuard, Leadership
 from pe_triage.node.link import ChildLink
 from pe_triage.node.store_clock import StoreClock
-from pe_triage.receive.spool import Spool, receiver_name
+from pe_triage.receive.lives import receiver_name
+from pe_triage.receive.spool import Spool
 from pe_triage.store.leases import HOST, STORE, Leases, fact, settle_fact
 
 HOST_LEASE_S = 20.0
@@ -248,7 +249,7 @@ def coordinating(
             leading=lambda: True,
             guard=threading.Lock(),
             clock=clock,
-            living_boots=spool.living_boots,
+            living_boots=spool.lives.boots,
             hosts=None,
             lag_s=0.0,
             on_ready=link.ready,
@@ -266,7 +267,7 @@ def coordinating(
         yield Part(
             leading=leadership.holds,
             guard=LeaderGuard(leadership.holds),
-            clock=StoreClock(spool.now_s) if shared else clock,
+            clock=StoreClock(spool.lives.now_s) if shared else clock,
             living_boots=partial(_living_boots, spool, leases),
             hosts=leases.living_hosts,
             lag_s=settings.shared_lag_s if shared else 0.0,
@@ -275,4 +276,4 @@ def coordinating(
 
 
 def _living_boots(spool: Spool, leases: Leases) -> frozenset[str]:
-    return spool.living_boots(leases.living_hosts())
+    return spool.lives.boots(leases.living_hosts())

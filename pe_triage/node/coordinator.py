@@ -88,7 +88,7 @@ class Coordinator:
     Parameters
     ----------
     living_boots
-        See `Spool.living_boots`.
+        See `Lives.boots`.
     hosts
         Those that live; None where there is only one.
     leading
@@ -112,7 +112,7 @@ class Coordinator:
         leading: Callable[[], bool] = lambda: True,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        self._living_boots = living_boots or (lambda: spool.living_boots())
+        self._living_boots = living_boots or (lambda: spool.lives.boots())
         self._hosts = hosts
         self._leading = leading
         self._indexer = indexer
@@ -213,7 +213,7 @@ class Coordinator:
         removed = self._spool.clean_temporary(
             older_than_s=ABANDONED_AFTER_S, living=self._living_boots()
         )
-        self._spool.forget_receivers(
+        self._spool.lives.forget(
             None if self._hosts is None else self._hosts(), older_than_s=FORGOTTEN_AFTER_S
         )
         if removed:

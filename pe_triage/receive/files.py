@@ -11,6 +11,8 @@ from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
 
+TEMPORARY = ".part"
+"""End of the name of a file that is still being written."""
 FILE_MODE = 0o600
 """Received objects carry patient identity: nobody but the node's own user reads them."""
 

@@ -44,7 +44,7 @@ class ReceiverOptions:
     aet: str
     spool_root: Path
     name: str = "receiver-1"
-    """Unique among the receivers of one spool, the same in each life; see `Spool.announce`."""
+    """Unique among the receivers of one spool, the same in each life; see `Lives.announce`."""
     accept_from: tuple[AcceptRule, ...] = ()
     insecure: bool = False
     max_pdu_length: int = 131072
@@ -234,7 +234,7 @@ def run_receiver(
     """
     log = get_logger(aet=options.aet)
     spool = Spool(options.spool_root)
-    spool.announce(options.name)
+    spool.lives.announce(options.name)
     service = StoreService(
         spool,
         min_free_bytes=options.min_free_bytes,

@@ -18,34 +18,33 @@ import json
 import os
 import re
 import shutil
-import threading
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 
 from pe_triage.errors import InvalidInstanceError, PermanentError, SpoolError
-from pe_triage.receive.files import DIRECTORY_MODE, FILE_MODE, Buffer, FileOps, RealFiles
+from pe_triage.receive.files import (
+    DIRECTORY_MODE,
+    FILE_MODE,
+    TEMPORARY,
+    Buffer,
+    FileOps,
+    RealFiles,
+)
+from pe_triage.receive.lives import RECEIVERS, Lives, new_boot_id
 from pe_triage.receive.part10 import dataset_offset
 
-_TEMPORARY = ".part"
 _INSTANCE = ".dcm"
 _EVENT = ".event"
 _ENTRY = re.compile(r"(?P<boot>\d{13}[0-9a-f]{8})-(?P<association>\d{8})-(?P<sequence>\d{9})")
 DEAD_WAIT_S = 60.0
 """Age of a temporary file of a receiver that is gone: one that starts may not be announced yet."""
-_HOST_END = "_"
-_PASSING = "retrieve-"
 _PUT_BACK = 0
 """Number of the association in the name of what a person gave back; those of receivers count from
 1."""
-PASSING_RENEW_S = 3.0
-PASSING_WAIT_S = 15.0
-"""A command that has not said for so long that it lives was killed. Where it was only slow no harm
-is done: what it says of its associations in the end still counts."""
 _REASON = re.compile(r"[a-z0-9_-]{1,64}")
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
 
@@ -91,11 +90,6 @@ class EventRecord:
     """Study Instance UID to the number of instances acknowledged in the association so far."""
 
 
-def new_boot_id(now: datetime, token: bytes) -> str:
-    """Name of one receiver process's life: sorts by start, unique by `token` (4 random bytes)."""
-    return f"{int(now.timestamp() * 1000):013d}{token[:4].hex()}"
-
-
 def boot_of(association_id: str) -> str | None:
     """Boot id of the receiver that had an association; None of what came by none (`put_back`)."""
     boot, _, number = association_id.rpartition("-")
@@ -105,15 +99,10 @@ def boot_of(association_id: str) -> str | None:
 def last_touched_at(root: Path) -> datetime | None:
     """When anything last came into, or left, what receivers write to; None without a spool."""
     found = []
-    for directory in (root / "incoming", root / "receivers"):
+    for directory in (root / "incoming", root / RECEIVERS):
         with suppress(OSError):
             found.append(datetime.fromtimestamp(directory.stat().st_mtime, UTC))
     return max(found, default=None)
-
-
-def receiver_name(host: str | None, receiver: str) -> str:
-    """Name for `Spool.announce`: unique also where several hosts share the spool."""
-    return receiver if host is None else f"{host}{_HOST_END}{receiver}"
 
 
 def count_incoming(root: Path) -> int:
@@ -153,12 +142,12 @@ class Spool:
         self.incoming = root / "incoming"
         self.studies = root / "studies"
         self.quarantine = root / "quarantine"
-        self._receivers = root / "receivers"
         self.boot_id = boot_id or new_boot_id(datetime.now(UTC), os.urandom(4))
+        self.lives = Lives(root, self.boot_id)
         self._files: FileOps = files or RealFiles()
         try:
             new = not root.is_dir()
-            for directory in (self.incoming, self.studies, self.quarantine, self._receivers):
+            for directory in (self.incoming, self.studies, self.quarantine, self.lives.directory):
                 directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
             self._files.fsync_directory(root)
             if new:
@@ -169,124 +158,6 @@ class Spool:
             raise SpoolError(f"the spool directory cannot be written: {self.incoming}")
 
     # ---------------------------------------------------------------- receiving
-
-    def announce(self, receiver: str) -> None:
-        """Say that `receiver` lives under this boot id, in place of whoever had its name before.
-
-        A process that was killed records no end of its associations; this is how it becomes known.
-
-        Raises
-        ------
-        SpoolError
-            It could not be written.
-        """
-        final = self._receivers / receiver
-        temporary = final.with_suffix(_TEMPORARY)
-        try:
-            temporary.write_text(self.boot_id, encoding="ascii")
-            temporary.replace(final)
-        except OSError as error:
-            raise _failed("cannot write to the spool", final, error) from error
-
-    @contextmanager
-    def passing(self, token: str) -> Iterator[None]:
-        """Live under this boot id while the block runs: a command that stores something.
-
-        Nobody announces another in its place when it is killed, so it says again and again that it
-        lives.
-
-        Parameters
-        ----------
-        token
-            Unique among commands.
-
-        Raises
-        ------
-        SpoolError
-            It could not be written.
-        """
-        name = f"{_PASSING}{token}"
-        self.announce(name)
-        ended = threading.Event()
-
-        def renew() -> None:
-            while not ended.wait(PASSING_RENEW_S):
-                # Without a time: on a store that hosts share, its own clock dates it.
-                with suppress(OSError):
-                    os.utime(self._receivers / name)
-
-        thread = threading.Thread(target=renew, name="passing", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join(PASSING_WAIT_S)
-            (self._receivers / name).unlink(missing_ok=True)
-
-    def living_boots(self, hosts: Collection[str] | None = None) -> frozenset[str]:
-        """Boot ids that `announce` last gave for each receiver, and those of `passing` commands.
-
-        Parameters
-        ----------
-        hosts
-            Those that live, where several share the spool: a receiver's name then begins with its
-            host's (`receiver_name`), and one whose host is gone does not count.
-
-        Raises
-        ------
-        SpoolError
-            It could not be read.
-        """
-        boots = set()
-        now_s: float | None = None
-        try:
-            for path in self._receivers.iterdir():
-                if path.suffix == _TEMPORARY or not self._lives(path.name, hosts):
-                    continue
-                # A command may end while this looks.
-                with suppress(FileNotFoundError):
-                    if path.name.startswith(_PASSING):
-                        now_s = self.now_s() if now_s is None else now_s
-                        if path.stat().st_mtime < now_s - PASSING_WAIT_S:
-                            continue
-                    boots.add(path.read_text(encoding="ascii"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpoolError(f"cannot read the spool: {type(error).__name__}") from error
-        return frozenset(boots)
-
-    @staticmethod
-    def _lives(receiver: str, hosts: Collection[str] | None) -> bool:
-        host, of_host, _ = receiver.partition(_HOST_END)
-        return hosts is None or not of_host or host in hosts
-
-    def forget_receivers(self, hosts: Collection[str] | None, *, older_than_s: float) -> None:
-        """Remove what commands, and receivers of hosts that are gone, announced so long ago.
-
-        Parameters
-        ----------
-        hosts
-            See `living_boots`.
-        """
-        before_s = self.now_s() - older_than_s
-        for path in self._receivers.iterdir():
-            gone = path.name.startswith(_PASSING) or not self._lives(path.name, hosts)
-            with suppress(FileNotFoundError):
-                if gone and path.stat().st_mtime < before_s:
-                    path.unlink()
-
-    def now_s(self) -> float:
-        """Seconds since the epoch on the clock by which the file system dates files."""
-        probe = self.root / f"clock-{self.boot_id}{_TEMPORARY}"
-        try:
-            probe.write_bytes(b"")
-            try:
-                return probe.stat().st_mtime
-            finally:
-                probe.unlink(missing_ok=True)
-        except OSError:
-            # No room for a name, say: this machine's clock must do.
-            return time.time()
 
     def store(self, parts: Sequence[Buffer], *, association: int, sequence: int) -> Path:
         """Make one instance durable.
@@ -337,7 +208,7 @@ class Spool:
         return f"{self.boot_id}-{association:08d}-{sequence:09d}"
 
     def _write(self, final: Path, parts: Sequence[Buffer], *, durable: bool) -> None:
-        temporary = final.with_suffix(final.suffix + _TEMPORARY)
+        temporary = final.with_suffix(final.suffix + TEMPORARY)
         try:
             descriptor = self._files.write_new(temporary, parts)
             try:
@@ -373,17 +244,17 @@ class Spool:
         older_than_s
             0 only where no receiver is running on this spool.
         living
-            See `living_boots`: what receivers that are gone have left goes after a minute.
+            See `Lives.boots`: what receivers that are gone have left goes after a minute.
 
         Returns
         -------
         int
             How many files were removed.
         """
-        now_s = self.now_s()
+        now_s = self.lives.now_s()
         removed = 0
         for directory, pattern in ((self.incoming, "*"), (self.studies, "*/*/*")):
-            for path in directory.glob(pattern + _TEMPORARY):
+            for path in directory.glob(pattern + TEMPORARY):
                 with suppress(FileNotFoundError):
                     dead = living is not None and path.name.partition("-")[0] not in living
                     wait_s = min(older_than_s, DEAD_WAIT_S) if dead else older_than_s
@@ -496,7 +367,7 @@ class Spool:
                 return Filed.DIFFERENT
             self._files.fsync_directory(final.parent)
             return Filed.SAME
-        temporary = final.with_suffix(final.suffix + _TEMPORARY)
+        temporary = final.with_suffix(final.suffix + TEMPORARY)
         with suppress(FileNotFoundError):
             self._files.unlink(temporary)
         try:

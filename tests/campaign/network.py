@@ -52,7 +52,8 @@ class Host:
         digits = os.getpid() % 10_000
         self.space = f"pet{digits}{name}"
         self.link = f"pv{digits}{name}"
-        third = 10 + number
+        # Of its own for each job of a campaign: they begin one after the other.
+        third = 10 + 2 * (os.getpid() % 120) + number
         self.gateway, self.address = f"10.213.{third}.1", f"10.213.{third}.2"
 
     def up(self) -> None:

@@ -108,11 +108,11 @@ def test_killed_midway_it_holds_up_nothing_else_of_that_pacs(
     assert record is not None
     associations = Associations()
     associations.note(entry.association_id, record)
-    assert associations.end_orphans(spool.living_boots()) == [], "it may only be slow"
+    assert associations.end_orphans(spool.lives.boots()) == [], "it may only be slow"
     for announced in (settings.spool_dir / "receivers").iterdir():
         os.utime(announced, (time.time() - 20,) * 2)
-    assert associations.end_orphans(spool.living_boots()) == [entry.association_id]
-    spool.forget_receivers(None, older_than_s=10)
+    assert associations.end_orphans(spool.lives.boots()) == [entry.association_id]
+    spool.lives.forget(None, older_than_s=10)
     assert list((settings.spool_dir / "receivers").iterdir()) == []
 
 

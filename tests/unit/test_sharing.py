@@ -12,7 +12,8 @@ from pe_triage import sharing
 from pe_triage.config import Settings, load_settings
 from pe_triage.errors import ConfigurationError, InputError
 from pe_triage.node.store_clock import StoreClock
-from pe_triage.receive.spool import Spool, receiver_name
+from pe_triage.receive.lives import receiver_name
+from pe_triage.receive.spool import Spool
 from pe_triage.store.engine import open_engine
 from pe_triage.store.migrate import upgrade
 
@@ -92,16 +93,16 @@ def test_receivers_of_a_host_that_is_gone_do_not_live(tmp_path: Path) -> None:
     boots = {}
     for number, name in enumerate(("node-a", "node-b", None)):
         spool = Spool(tmp_path, boot_id=f"{number:013d}00000000")
-        spool.announce(receiver_name(name, "receiver-1"))
+        spool.lives.announce(receiver_name(name, "receiver-1"))
         boots[name] = spool.boot_id
-    assert spool.living_boots() == set(boots.values())
-    assert spool.living_boots(["node-a"]) == {boots["node-a"], boots[None]}
-    spool.forget_receivers(["node-a"], older_than_s=3600)
-    assert len(spool.living_boots()) == 3
+    assert spool.lives.boots() == set(boots.values())
+    assert spool.lives.boots(["node-a"]) == {boots["node-a"], boots[None]}
+    spool.lives.forget(["node-a"], older_than_s=3600)
+    assert len(spool.lives.boots()) == 3
     for path in (tmp_path / "receivers").iterdir():
         os.utime(path, (1e9, 1e9))
-    spool.forget_receivers(["node-a"], older_than_s=3600)
-    assert spool.living_boots() == {boots["node-a"], boots[None]}
+    spool.lives.forget(["node-a"], older_than_s=3600)
+    assert spool.lives.boots() == {boots["node-a"], boots[None]}
 
 
 def test_files_are_aged_by_the_clock_that_dated_them(
@@ -110,7 +111,7 @@ def test_files_are_aged_by_the_clock_that_dated_them(
     spool = Spool(tmp_path)
     (spool.incoming / "x.dcm.part").write_bytes(b"")
     # This host's clock is a day ahead of the file server's.
-    monkeypatch.setattr("pe_triage.receive.spool.time.time", lambda: 4e9)
+    monkeypatch.setattr("pe_triage.receive.lives.time.time", lambda: 4e9)
     assert spool.clean_temporary(older_than_s=3600) == 0
     assert spool.clean_temporary() == 1
 

@@ -59,7 +59,7 @@ def test_behind_what_the_database_knows(settings: Settings, engine: Engine) -> N
 def test_behind_what_the_spool_shows(settings: Settings, engine: Engine) -> None:
     """Nothing is indexed yet: what was acknowledged lies there, or a receiver was there."""
     spool = Spool(settings.spool_dir)
-    spool.announce("receiver-1")
+    spool.lives.announce("receiver-1")
     for path in (spool.incoming, spool.root / "receivers"):
         for other in (spool.incoming, spool.root / "receivers"):
             os.utime(other, (0, 0))

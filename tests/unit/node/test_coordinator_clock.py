@@ -31,10 +31,14 @@ class Nothing:
     def clean_temporary(self, **_: Any) -> int:
         return 0
 
-    def forget_receivers(self, *_: Any, **__: Any) -> None:
+    @property
+    def lives(self) -> Any:
+        return self
+
+    def forget(self, *_: Any, **__: Any) -> None:
         pass
 
-    def living_boots(self) -> frozenset[str]:
+    def boots(self) -> frozenset[str]:
         return frozenset()
 
     def unfreeze(self, **_: Any) -> int:

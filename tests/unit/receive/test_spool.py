@@ -454,32 +454,32 @@ def test_cleaning_leaves_the_young_and_the_complete(spool: Spool) -> None:
 
 
 def test_what_a_dead_receiver_left_goes_soon_and_what_is_written_never(spool: Spool) -> None:
-    spool.announce("receiver-1")
+    spool.lives.announce("receiver-1")
     living = spool.incoming / f"{spool.boot_id}-00000001-000000001.dcm.part"
     dead = spool.incoming / f"{'9' * 21}-00000001-000000001.dcm.part"
     starting = spool.incoming / f"{'8' * 21}-00000001-000000001.dcm.part"
     for path, age_s in ((living, 3600), (dead, 61), (starting, 30)):
         path.touch()
         os.utime(path, (time.time() - age_s,) * 2)
-    assert spool.clean_temporary(older_than_s=6 * 3600, living=spool.living_boots()) == 1
+    assert spool.clean_temporary(older_than_s=6 * 3600, living=spool.lives.boots()) == 1
     assert [living.exists(), dead.exists(), starting.exists()] == [True, False, True]
 
 
 def test_a_command_lives_while_it_says_so(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pe_triage.receive.spool.PASSING_RENEW_S", 0.01)
+    monkeypatch.setattr("pe_triage.receive.lives.PASSING_RENEW_S", 0.01)
     (spool.root / "receivers" / "receiver-1").write_text("7" * 21)
     os.utime(spool.root / "receivers" / "receiver-1", (1e9, 1e9))
-    with spool.passing("1"):
+    with spool.lives.passing("1"):
         announced = spool.root / "receivers" / "retrieve-1"
         for _ in range(2):
             os.utime(announced, (1e9, 1e9))
             until_s = time.monotonic() + 60
-            while spool.boot_id not in spool.living_boots():
+            while spool.boot_id not in spool.lives.boots():
                 assert time.monotonic() < until_s, "it does not renew what it announced"
-        spool.forget_receivers(None, older_than_s=3600)
+        spool.lives.forget(None, older_than_s=3600)
         # A receiver is replaced by its successor, however long it has been there.
-        assert spool.living_boots() == {spool.boot_id, "7" * 21}
-    assert spool.living_boots() == {"7" * 21}
+        assert spool.lives.boots() == {spool.boot_id, "7" * 21}
+    assert spool.lives.boots() == {"7" * 21}
 
 
 def test_unusable_directories_are_named(tmp_path: Path) -> None:
