@@ -153,7 +153,7 @@ class Settings(BaseModel):
         default=0, description="CPU threads of a worker; 0: as many as there are cores for it."
     )
     ahead: bool = Field(
-        default=False,
+        default=True,
         description="Whether idle workers encode slices of studies that still arrive, and prepare "
         "their analysis.",
     )

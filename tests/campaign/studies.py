@@ -118,6 +118,8 @@ def write_config(path: Path, destinations: Sequence[str], **settings: object) ->
         "min_free_mb": 1,
         "lease_s": 3.0,
         "threads": 1,
+        # A stand-in encodes nothing.
+        "ahead": False,
         "max_attempts": 50,
         "log_level": "DEBUG",
         "log_format": "json",
