@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -70,24 +71,30 @@ class Journal:
 
 
 def summary(trials: list[Trial]) -> dict[str, Any]:
-    """Counts by kind and part, violations, and the worst recovery of each part."""
+    """Counts by kind and part, violations, and how long each part took to be back at work.
+
+    Processes that start as the product's do (``spawn``) are told apart from those that are forked.
+    """
     fired = [t for t in trials if t.get("fired", True)]
     counts = Counter(
         (t["kind"], t.get("process", ""), t.get("how", "").partition(":")[0]) for t in fired
     )
-    worst: dict[str, float] = {}
+    recovered: dict[str, list[float]] = {}
     for trial in fired:
-        recovered = trial.get("recovered_s")
-        if recovered is not None:
-            key = f"{trial['kind']} {trial.get('process', '')}".strip()
-            worst[key] = max(worst.get(key, 0.0), recovered)
+        if trial.get("recovered_s") is not None:
+            started = "spawn" if trial.get("start") == "spawn" else ""
+            key = " ".join(filter(None, (trial["kind"], trial.get("process"), started)))
+            recovered.setdefault(key, []).append(trial["recovered_s"])
     return {
         "faults": len(fired),
         "by_kind": dict(sorted(Counter(t["kind"] for t in fired).items())),
         "counts": {" ".join(filter(None, key)): n for key, n in sorted(counts.items())},
         "violations": sum(len(t.get("violations", ())) for t in trials),
         "sessions_broken_off": sum("broken" in t for t in trials),
-        "worst_recovery_s": dict(sorted(worst.items())),
+        "recovery_s": {
+            key: {"median": round(statistics.median(of), 2), "worst": max(of)}
+            for key, of in sorted(recovered.items())
+        },
         "studies": sum(t.get("studies", 0) for t in trials),
         "instances": sum(t.get("instances", 0) for t in trials),
         "sessions": len({t.get("session") for t in trials}),

@@ -225,4 +225,4 @@ def test_a_journal_goes_on_after_half_a_line(tmp_path: Path) -> None:
     again.add_session("kill", 2, trials[:1], ["lost"], {"studies": 1}, tmp_path / "none")
     figures = summary(Journal(journal.path).trials)
     assert (figures["faults"], figures["violations"], figures["studies"]) == (3, 1, 5)
-    assert figures["worst_recovery_s"] == {"kill worker": 2.5}
+    assert figures["recovery_s"] == {"kill worker": {"median": 1.0, "worst": 2.5}}
