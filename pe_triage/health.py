@@ -22,6 +22,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pe_triage.repeating import repeating
+
 WRITE_EVERY_S = 2.0
 BEAT_EVERY_S = 2.0
 """How often a process says that its loop went round, at most."""
@@ -126,21 +128,17 @@ class Signs:
         stop
             Set where the program has been told to end.
         """
-        done = threading.Event()
 
-        def run() -> None:
-            while not done.wait(WRITE_EVERY_S):
-                if stop.is_set():
-                    self._phase = Phase.STOPPING
-                self.write()
+        def turn() -> float:
+            if stop.is_set():
+                self._phase = Phase.STOPPING
+            self.write()
+            return WRITE_EVERY_S
 
-        thread = threading.Thread(target=run, name="health", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating(turn, WRITE_EVERY_S, name="health"):
+                yield
         finally:
-            done.set()
-            thread.join()
             if stop.is_set():
                 # However soon it ends after it was told to.
                 self.enter(Phase.STOPPING)

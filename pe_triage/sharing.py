@@ -29,6 +29,7 @@ from pe_triage.node.link import ChildLink
 from pe_triage.node.store_clock import StoreClock
 from pe_triage.receive.lives import receiver_name
 from pe_triage.receive.spool import Spool
+from pe_triage.repeating import repeating
 from pe_triage.store.leases import HOST, STORE, Leases, fact, settle_fact
 
 HOST_LEASE_S = 20.0
@@ -176,28 +177,24 @@ def living(
     leases, name = Leases(engine), f"{HOST}{node_id}"
     machine = f"{node_id}/{socket.gethostname()}/"
     token = _take_host(leases, name, machine)
-    ended = threading.Event()
+    log = get_logger()
 
-    def renew() -> None:
-        log = get_logger()
-        while not ended.wait(HOST_LEASE_S / 4):
-            try:
-                held = leases.renew(name, token, HOST_LEASE_S)
-            except Exception as error:  # noqa: BLE001 - a database away for a moment
-                log.warning("host.not_renewed", error=type(error).__name__)
-                continue
-            if not held:
-                log.error("host.id_taken", message="another host runs under this node id")
-                stop.set()
-                return
+    def renew() -> float | None:
+        try:
+            held = leases.renew(name, token, HOST_LEASE_S)
+        except Exception as error:  # noqa: BLE001 - a database away for a moment
+            log.warning("host.not_renewed", error=type(error).__name__)
+            return HOST_LEASE_S / 4
+        if not held:
+            log.error("host.id_taken", message="another host runs under this node id")
+            stop.set()
+            return None
+        return HOST_LEASE_S / 4
 
-    thread = threading.Thread(target=renew, name="host", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(renew, HOST_LEASE_S / 4, name="host", join_s=HOST_LEASE_S):
+            yield
     finally:
-        ended.set()
-        thread.join(HOST_LEASE_S)
         with contextlib.suppress(Exception):
             leases.release(machine)
 

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from pe_triage.errors import RetryableError
 from pe_triage.logs import get_logger
+from pe_triage.repeating import repeating
 from pe_triage.store.leases import COORDINATOR, Leases
 
 LEASE_S = 15.0
@@ -97,33 +98,24 @@ class Leadership:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Renew the lease while the block runs."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self._renew, args=(ended,), name="lead", daemon=True)
-        thread.start()
-        try:
+        with repeating(self._renew, self._ttl_s / 3, name="lead", join_s=self._ttl_s):
             yield
-        finally:
-            ended.set()
-            thread.join(self._ttl_s)
 
-    def _renew(self, ended: threading.Event) -> None:
+    def _renew(self) -> float | None:
         assert self._token is not None
-        wait_s = self._ttl_s / 3
-        while not ended.wait(wait_s):
-            at = mark()
-            try:
-                held = self._leases.renew(COORDINATOR, self._token, self._ttl_s)
-            except Exception as error:  # noqa: BLE001 - a database away for a moment
-                self._log.warning("coordinator.not_renewed", error=type(error).__name__)
-                wait_s = min(1.0, self._ttl_s / 3)
-                continue
-            if not held:
-                self._token = None
-                self._log.error("coordinator.deposed")
-                self._on_deposed()
-                return
-            self._renewed = at
-            wait_s = self._ttl_s / 3
+        at = mark()
+        try:
+            held = self._leases.renew(COORDINATOR, self._token, self._ttl_s)
+        except Exception as error:  # noqa: BLE001 - a database away for a moment
+            self._log.warning("coordinator.not_renewed", error=type(error).__name__)
+            return min(1.0, self._ttl_s / 3)
+        if not held:
+            self._token = None
+            self._log.error("coordinator.deposed")
+            self._on_deposed()
+            return None
+        self._renewed = at
+        return self._ttl_s / 3
 
 
 class LeaderGuard(AbstractContextManager[object]):

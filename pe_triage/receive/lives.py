@@ -7,7 +7,6 @@ killed ends none of its associations; that another lives in its place, or nobody
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from pe_triage.errors import SpoolError
 from pe_triage.receive.files import TEMPORARY
+from pe_triage.repeating import repeating
 
 RECEIVERS = "receivers"
 _HOST_END = "_"
@@ -91,21 +91,17 @@ class Lives:
         """
         name = f"{_PASSING}{token}"
         self.announce(name)
-        ended = threading.Event()
 
-        def renew() -> None:
-            while not ended.wait(PASSING_RENEW_S):
-                # Without a time: on a store that hosts share, its own clock dates it.
-                with suppress(OSError):
-                    os.utime(self.directory / name)
+        def renew() -> float:
+            # Without a time: on a store that hosts share, its own clock dates it.
+            with suppress(OSError):
+                os.utime(self.directory / name)
+            return PASSING_RENEW_S
 
-        thread = threading.Thread(target=renew, name="passing", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating(renew, PASSING_RENEW_S, name="passing", join_s=PASSING_WAIT_S):
+                yield
         finally:
-            ended.set()
-            thread.join(PASSING_WAIT_S)
             (self.directory / name).unlink(missing_ok=True)
 
     def boots(self, hosts: Collection[str] | None = None) -> frozenset[str]:
