@@ -5,8 +5,9 @@
 Of each command the least processor time and wall time of some rounds. Of ``pe-triage serve``, with
 the bundle that serves by default, a new data directory, and SQLite: the seconds until
 ``node.ready`` (the node takes images) and until the worker is ready, with `ahead` and without, and
-what all its processes had of the processor by then. ``--program`` is a folder that holds another
-version's package, measured in turns with this one. Prints JSON.
+what all its processes had of the processor by then; then each process is killed (SIGKILL), and the
+seconds are counted until another in its place is ready. ``--program`` is a folder that holds
+another version's package, measured in turns with this one. Prints JSON.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def node_start(program: Path, data_dir: Path, *, ahead: bool) -> dict[str, float
     """Seconds of one start."""
     started = time.monotonic()
     # A new directory holds no database yet: making it belongs to the start.
-    with RunningNode(data_dir, settings={"ahead": ahead}, program=program) as node:
+    with RunningNode(
+        data_dir, settings={"ahead": ahead, "log_level": "DEBUG"}, program=program
+    ) as node:
         found = {"ready_s": time.monotonic() - started, "ready_processor_s": processor_s(node)}
         wait_for(
             lambda: [e for e in node.events("process.ready") if "worker" in e["process"]],
@@ -82,7 +85,20 @@ def node_start(program: Path, data_dir: Path, *, ahead: bool) -> dict[str, float
         )  # fmt: skip
         found["worker_s"] = time.monotonic() - started
         found["worker_processor_s"] = processor_s(node)
+        for role in ("receiver-1", "coordinator", "worker-1"):
+            found[f"{role}_again_s"] = again(node, role)
     return found
+
+
+def again(node: RunningNode, role: str) -> float:
+    """Seconds from a process's death until another in its place is ready."""
+    seen, killed = len(node.lines), time.monotonic()
+    node.kill_one(role)
+    wait_for(
+        lambda: [e for e in node.events("process.ready", since=seen) if e["process"] == role],
+        600, f"another {role}",
+    )  # fmt: skip
+    return time.monotonic() - killed
 
 
 def least(rounds: list[dict[str, float]]) -> dict[str, float]:
