@@ -171,6 +171,12 @@ MODES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def coverage_mm(slices: int) -> tuple[float, float]:
+    """A chest's, or as much more as slices of 0.35 mm need."""
+    half_mm = max(120.0, 0.175 * slices)
+    return -20.0 - half_mm, -20.0 + half_mm
+
+
 def compared(by_slices: Mapping[int, Any]) -> dict[int, float]:
     """Seconds from the complete study to its delivery, last of each node, over the smallest's."""
     seconds = {n: of["runs"][-1]["complete_to_delivered_s"] for n, of in by_slices.items()}
@@ -209,7 +215,7 @@ def main() -> None:
                     write_study(
                         generate_study(
                             seed, "pe-acute", size=options.size, n_slices=slices,
-                            coverage_mm=(-140.0, 100.0),
+                            coverage_mm=coverage_mm(slices),
                         ),
                         root / f"phantom-{slices}-{seed}", mask=False,
                     )
@@ -220,6 +226,7 @@ def main() -> None:
                     measured[mode][slices] = measure(
                         place, studies, storescu, port, settings, slices, options
                     )
+                    print(mode, slices, json.dumps(measured[mode][slices]), file=sys.stderr)
                     shutil.rmtree(place)
         finally:
             pacs.terminate()
