@@ -51,8 +51,13 @@ from pe_triage.store.arriving import Arriving
 
 DIRECTORY = "ahead"
 """Within the data directory."""
-LOOK_S = 0.5
-"""How often it is looked for new slices."""
+LOOK_S = 0.2
+"""How often it is looked for new slices of studies that arrive."""
+IDLE_LOOK_S = 1.0
+"""How often it is looked for studies that arrive while there are none."""
+ASK_S = 0.5
+"""How often at most a preparation asks whether its study has grown; and over how long, at least,
+the pace of images is taken, since they are recorded in batches."""
 BATCH = 4
 """Slices at once: a job or a stop waits for no more than these."""
 BEHIND = 16
@@ -171,7 +176,7 @@ class _Effort:
 
 
 class _Seldom:
-    """Asks a question that costs something at most once in `LOOK_S`; a yes stays."""
+    """Asks a question that costs something at most once in `ASK_S`; a yes stays."""
 
     def __init__(self, question: Callable[[], bool]) -> None:
         self._question = question
@@ -180,7 +185,7 @@ class _Seldom:
 
     def __call__(self) -> bool:
         now_s = time.monotonic()
-        if not self._answer and now_s - self._asked_s >= LOOK_S:
+        if not self._answer and now_s - self._asked_s >= ASK_S:
             self._asked_s = now_s
             self._answer = self._question()
         return self._answer
@@ -286,7 +291,7 @@ class Ahead:
             return stopped() or effort.is_crowded or time.monotonic() >= ends_s
 
         while not (ended.wait(wait_s) or self._stop.is_set()):
-            wait_s = LOOK_S
+            wait_s = LOOK_S if self._studies else IDLE_LOOK_S
             if not self._idle.is_set():
                 self._release()
                 continue
@@ -332,7 +337,7 @@ class Ahead:
         if before is None:
             return False
         new = sum(max(0, n - before[1].get(uid, 0)) for uid, n in images.items())
-        return new + waiting - before[2] > BUSY_PER_S * max(now_s - before[0], LOOK_S)
+        return new + waiting - before[2] > BUSY_PER_S * max(now_s - before[0], ASK_S)
 
     # ---------------------------------------------------------------- its work
 

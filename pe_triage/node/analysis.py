@@ -149,6 +149,7 @@ def analyse_study(
         predecessors=predecessors,
         now=dated_at or now,
         settings=options.report,
+        pictures=work.pictures,
     )
     messages: tuple[ResultMessage, ...] = ()
     if options.destinations:

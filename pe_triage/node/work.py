@@ -15,6 +15,8 @@ from pe_triage.assemble.eligibility import EligibilityRules
 from pe_triage.domain import CtVolume, KeySlice, ReceivedInstance
 from pe_triage.node.selection import Selection, select_volume
 from pe_triage.node.source_headers import read_header
+from pe_triage.report.heatmap_picture import LIMIT
+from pe_triage.report.slices import SlicePictures
 
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Inference, Predictor
@@ -44,6 +46,7 @@ class StudyWork:
         self._inference: Inference | None = None
         self._key_slices: dict[int, tuple[KeySlice, ...]] = {}
         self._headers: dict[str, Dataset] = {}
+        self.pictures = SlicePictures()
 
     def is_of(self, images: Sequence[ReceivedInstance]) -> bool:
         """Whether it was made of exactly these images, whatever their order."""
@@ -92,7 +95,10 @@ class StudyWork:
             return
         inference = self.inference(volume, beat)
         beat()
-        self.key_slices(volume, inference, key_slices)
+        keys = self.key_slices(volume, inference, key_slices)
+        beat()
+        # Also of an exam that turns out negative, and shows none: nobody waits meanwhile.
+        self.pictures.draw(volume, keys, LIMIT)
         beat()
         analysed = set(volume.sop_instance_uids)
         for image in self._images:

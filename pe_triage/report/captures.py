@@ -22,6 +22,7 @@ from pe_triage.report.headers import apply_headers, text_of
 from pe_triage.report.heatmap_picture import heatmap_picture
 from pe_triage.report.part10 import code_item, encode, local_time, set_equipment, set_times
 from pe_triage.report.settings import ReportSettings
+from pe_triage.report.slices import SlicePictures
 from pe_triage.report.source_images import frame_number
 from pe_triage.report.study import StudyContext
 from pe_triage.report.summary_picture import SourcePlace, summary_picture
@@ -37,6 +38,7 @@ def drawings(
     source: Dataset,
     now: datetime,
     settings: ReportSettings,
+    pictures: SlicePictures,
 ) -> list[Callable[[], Image.Image]]:
     """Return what draws each picture: the summary, then the heatmaps as the key slices come.
 
@@ -59,7 +61,13 @@ def drawings(
     return [
         partial(summary_picture, places=places, **common),
         *(
-            partial(heatmap_picture, index=index, place=places[key.image_id], **common)
+            partial(
+                heatmap_picture,
+                index=index,
+                place=places[key.image_id],
+                pictures=pictures,
+                **common,
+            )
             for index, key in enumerate(result.key_slices)
         ),
     ]

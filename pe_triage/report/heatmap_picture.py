@@ -10,7 +10,7 @@ from PIL import Image
 from pe_triage.domain import CtVolume, TriageResult
 from pe_triage.report import drawing as d
 from pe_triage.report.colormaps import heat_colors
-from pe_triage.report.slices import PE_WINDOW, overlay_slice, plain_slice, position_mm
+from pe_triage.report.slices import PE_WINDOW, SlicePictures, plain_slice, position_mm
 from pe_triage.report.summary_picture import SourcePlace, draw_banner, draw_footer
 
 WIDTH, HEIGHT = 1280, 900
@@ -18,6 +18,8 @@ _MARGIN = 28
 _TOP = 168
 _PANEL = 560
 _BAR = 26
+LIMIT = (_PANEL, _PANEL)
+"""Width and height that a slice may take, pixels."""
 
 
 def heatmap_picture(
@@ -29,14 +31,14 @@ def heatmap_picture(
     run: int,
     when: datetime,
     software: str,
+    pictures: SlicePictures,
 ) -> Image.Image:
     """Draw key slice `index` of the result, RGB, `WIDTH` by `HEIGHT` pixels."""
     key = result.key_slices[index]
     board = d.Board(WIDTH, HEIGHT)
     draw_banner(board, result, height=84)
-    limit = (_PANEL, _PANEL)
-    left = overlay_slice(volume, key, limit)
-    right = plain_slice(volume, key.z, limit)
+    left = pictures.overlay(volume, key, LIMIT)
+    right = plain_slice(volume, key.z, LIMIT)
     top = _TOP + (_PANEL - left.height) // 2
     x_left = _MARGIN
     x_bar = x_left + _PANEL + 18

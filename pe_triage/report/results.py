@@ -24,6 +24,7 @@ from pe_triage.report.key_objects import build_key_objects
 from pe_triage.report.narrative import build_narrative, wants_narrative
 from pe_triage.report.parametric_map import build_parametric_map, mappable
 from pe_triage.report.settings import ReportSettings
+from pe_triage.report.slices import SlicePictures
 from pe_triage.report.sr import build_sr
 from pe_triage.report.study import StudyContext, check_belongs, choose_source
 from pe_triage.report.wording import series_description
@@ -38,6 +39,7 @@ def build_results(
     predecessors: Sequence[Dataset] = (),
     now: datetime,
     settings: ReportSettings | None = None,
+    pictures: SlicePictures | None = None,
 ) -> ResultSet:
     """Build and encode every object of a run; same inputs, same UIDs and bytes, else neither.
 
@@ -53,6 +55,8 @@ def build_results(
     now
         Aware; written as the objects' time (in the source's time zone where it names one). Pass
         the run's own time, not the clock's, where a repeated job shall make the same bytes.
+    pictures
+        What is drawn already; changes no byte.
 
     Raises
     ------
@@ -74,15 +78,18 @@ def build_results(
     }  # fmt: skip
     # Drawing holds the interpreter's lock for a small part of its time, writing the report for all.
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="draw") as pool:
-        drawn = [pool.submit(draw) for draw in drawings(volume=volume, **common)]
+        drawn = [
+            pool.submit(draw)
+            for draw in drawings(volume=volume, pictures=pictures or SlicePictures(), **common)
+        ]
         report = build_sr(
             volume=volume,
             predecessors=predecessors,
             series_description=series_description(result, ResultKind.SR),
             **common,
         )
-        pictures = [future.result() for future in drawn]
-    captures = build_captures(pictures=pictures, **common)
+        boards = [future.result() for future in drawn]
+    captures = build_captures(pictures=boards, **common)
     heatmaps = [item for item in captures if item.kind is ResultKind.HEATMAP]
     objects = [report]
     if wants_narrative(result, settings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -57,6 +59,29 @@ def overlay_slice(volume: CtVolume, key: KeySlice, limit: tuple[int, int]) -> Im
     mixed[shadow] *= 0.45
     mixed[outline] = 245.0
     return Image.fromarray(np.rint(np.clip(mixed, 0, 255)).astype(np.uint8))
+
+
+class SlicePictures:
+    """Pictures of a volume's key slices, which may be drawn before a run asks for them.
+
+    One is given only for the very key slice that it was drawn of; others are drawn anew. Whoever
+    gets one must not draw on it. Filled by one thread; any may ask.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: dict[tuple[int, tuple[int, int]], tuple[KeySlice, Image.Image]] = {}
+
+    def draw(self, volume: CtVolume, keys: Sequence[KeySlice], limit: tuple[int, int]) -> None:
+        """Draw the overlays of `keys`."""
+        for key in keys:
+            self._drawn[key.z, limit] = (key, overlay_slice(volume, key, limit))
+
+    def overlay(self, volume: CtVolume, key: KeySlice, limit: tuple[int, int]) -> Image.Image:
+        """Return what `overlay_slice` does."""
+        of, picture = self._drawn.get((key.z, limit), (None, None))
+        if picture is not None and of is key:
+            return picture
+        return overlay_slice(volume, key, limit)
 
 
 def upsampled(heatmap_yx: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -427,7 +427,7 @@ def test_nothing_is_prepared_while_images_wait_and_what_has_grown_is_left(
     assert ahead.prepare_one() is None
     waiting = 0
     # Asked at each piece of the work.
-    monkeypatch.setattr(ahead_module, "LOOK_S", 0.0)
+    monkeypatch.setattr(ahead_module, "ASK_S", 0.0)
     with monkeypatch.context() as grown:
         grown.setattr(ahead._arriving, "studies", lambda: {study_uid: len(files) + 1})
         assert ahead.prepare_one() is None

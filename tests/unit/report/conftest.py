@@ -34,6 +34,7 @@ from pe_triage.domain import (
 from pe_triage.report import ReportSettings, StudyContext, build_results, make_result
 from pe_triage.report import not_evaluated as refuse
 from pe_triage.report.captures import build_captures, drawings
+from pe_triage.report.slices import SlicePictures
 from pe_triage.report.sr import build_sr
 from pe_triage.report.study import choose_source
 
@@ -206,7 +207,8 @@ class Scene:
             "result": result, "study": self.study, "headers": self.headers, "now": NOW,
             "source": choose_source(self.headers, result), "settings": self.settings,
         }  # fmt: skip
-        pictures = [draw() for draw in drawings(volume=self.volume, **common)]
+        drawn = drawings(volume=self.volume, pictures=SlicePictures(), **common)
+        pictures = [draw() for draw in drawn]
         return build_captures(pictures=pictures, **common)
 
 

@@ -17,6 +17,7 @@ from pe_triage.report.colormaps import heat_colors, heat_table
 from pe_triage.report.drawing import GE, Board, drawable
 from pe_triage.report.settings import SERIES_ORDER
 from pe_triage.report.slices import (
+    SlicePictures,
     _edge,
     display_size,
     overlay_slice,
@@ -314,3 +315,16 @@ def test_times_name_their_zone():
     assert time_words(when) == "2024-01-02 03:04 UTC"
     there = when.astimezone(timezone(timedelta(hours=-3, minutes=-30)))
     assert time_words(there) == "2024-01-01 23:34 UTC-03:30"
+
+
+def test_a_picture_drawn_before_is_given_for_its_own_key_slice_only(scene):
+    (key,), limit = scene.keys(1), (400, 400)
+    pictures = SlicePictures()
+    pictures.draw(scene.volume, [key], limit)
+    drawn = pictures.overlay(scene.volume, key, limit)
+    assert pictures.overlay(scene.volume, key, limit) is drawn
+    other = replace(key, heatmap_yx=np.zeros_like(key.heatmap_yx))
+    anew = pictures.overlay(scene.volume, other, limit)
+    assert np.array_equal(np.asarray(anew), np.asarray(overlay_slice(scene.volume, other, limit)))
+    assert not np.array_equal(np.asarray(anew), np.asarray(drawn))
+    assert pictures.overlay(scene.volume, key, (300, 300)).size != drawn.size
