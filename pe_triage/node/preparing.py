@@ -10,6 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+
+from pydicom import Dataset
 
 from pe_triage.domain import ReceivedInstance
 from pe_triage.logs import get_logger
@@ -18,7 +21,9 @@ from pe_triage.node.work import StudyWork
 UNCLAIMED_S = 3.0
 """What is prepared of a study is held for so long after it was queued, if its job does not come."""
 
-Begin = Callable[[Sequence[ReceivedInstance]], StudyWork]
+Headers = dict[Path, Dataset]
+"""Of images, by path; see `StudyWork`."""
+Begin = Callable[[Sequence[ReceivedInstance], Headers], StudyWork]
 
 
 class _InterruptedError(Exception):
@@ -63,12 +68,18 @@ class Preparing:
             self._wanted = None
 
     def prepare(
-        self, study_uid: str, images: Sequence[ReceivedInstance], stopped: Callable[[], bool]
+        self,
+        study_uid: str,
+        images: Sequence[ReceivedInstance],
+        headers: Headers,
+        stopped: Callable[[], bool],
     ) -> bool:
         """Do the steps of an analysis of these images; whether they were done.
 
         Parameters
         ----------
+        headers
+            What has been read of the images already.
         stopped
             Asked between pieces of the work; true: leave it, unless a run waits for it.
 
@@ -87,7 +98,7 @@ class Preparing:
         started_s = time.monotonic()
         try:
             self._held = None
-            work = self._begin(images)
+            work = self._begin(images, headers)
             beat()
             work.do_everything(self._key_slices, beat)
             self._held, self._unclaimed_s = (study_uid, work), None

@@ -7,6 +7,7 @@ A run makes its own. What an idle worker has done before its study was known to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydicom import Dataset
@@ -34,10 +35,16 @@ class StudyWork:
     ----------
     images
         The images that the run is about; their digests say what the files hold.
+    headers
+        What has been read of them already, by path (`read_header`); more is added.
     """
 
     def __init__(
-        self, images: Sequence[ReceivedInstance], predictor: Predictor, rules: EligibilityRules
+        self,
+        images: Sequence[ReceivedInstance],
+        predictor: Predictor,
+        rules: EligibilityRules,
+        headers: dict[Path, Dataset] | None = None,
     ) -> None:
         self._images = tuple(images)
         self._predictor = predictor
@@ -45,7 +52,7 @@ class StudyWork:
         self._selection: Selection | None = None
         self._inference: Inference | None = None
         self._key_slices: dict[int, tuple[KeySlice, ...]] = {}
-        self._headers: dict[str, Dataset] = {}
+        self._headers = {} if headers is None else headers
         self.pictures = SlicePictures()
 
     def is_of(self, images: Sequence[ReceivedInstance]) -> bool:
@@ -77,10 +84,9 @@ class StudyWork:
 
     def header(self, image: ReceivedInstance) -> Dataset:
         """Header of one of the images; whoever changes it changes a copy."""
-        uid = image.sop_instance_uid
-        if uid not in self._headers:
-            self._headers[uid] = read_header(image.path)
-        return self._headers[uid]
+        if image.path not in self._headers:
+            self._headers[image.path] = read_header(image.path)
+        return self._headers[image.path]
 
     def do_everything(self, key_slices: int, beat: Beat) -> None:
         """Do all steps that a run may ask for.

@@ -31,24 +31,24 @@ class Work:
 
 
 def make(during: Callable[[], None] = lambda: None) -> Preparing:
-    return Preparing(lambda images: cast(StudyWork, Work(images, during)), 5)
+    return Preparing(lambda images, _headers: cast(StudyWork, Work(images, during)), 5)
 
 
 def test_a_run_gets_what_was_prepared_of_its_study_once() -> None:
     preparing = make()
-    assert preparing.prepare("a", [], lambda: False)
+    assert preparing.prepare("a", [], {}, lambda: False)
     preparing.expect("a")
     with preparing.handing_over("a") as work:
         assert cast(Any, work).done
         # The predictor is the run's now.
-        assert not preparing.prepare("b", [], lambda: False)
+        assert not preparing.prepare("b", [], {}, lambda: False)
     with preparing.handing_over("a") as work:
         assert work is None
 
 
 def test_a_run_of_another_study_gets_nothing_and_nothing_is_held_any_more() -> None:
     preparing = make()
-    assert preparing.prepare("a", [], lambda: False)
+    assert preparing.prepare("a", [], {}, lambda: False)
     with preparing.handing_over("b") as work:
         assert work is None
     with preparing.handing_over("a") as work:
@@ -67,7 +67,7 @@ def test_a_run_waits_for_its_own_preparation_and_ends_another(claimed: str, give
     preparing = make(during)
     prepared: list[bool] = []
     thread = threading.Thread(
-        target=lambda: prepared.append(preparing.prepare("a", [], lambda: not idle.is_set()))
+        target=lambda: prepared.append(preparing.prepare("a", [], {}, lambda: not idle.is_set()))
     )
     thread.start()
     assert begun.wait(30)
@@ -86,14 +86,14 @@ def test_a_step_that_fails_leaves_nothing_behind_and_the_predictor_free() -> Non
 
     preparing = make(during)
     with pytest.raises(ValueError, match="a step"):
-        preparing.prepare("a", [], lambda: False)
+        preparing.prepare("a", [], {}, lambda: False)
     with preparing.handing_over("a") as work:
         assert work is None
 
 
 def test_what_no_job_comes_for_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     preparing = make()
-    assert preparing.prepare("a", [], lambda: False)
+    assert preparing.prepare("a", [], {}, lambda: False)
     monkeypatch.setattr(preparing_module, "UNCLAIMED_S", 0.05)
     preparing.drop_unclaimed({"a"})
     preparing.drop_unclaimed(set())
