@@ -1,7 +1,7 @@
 """Seconds from the last image to the delivered result, and peak memory of each process.
 
     python tests/benchmarks/walk.py [--quick] [--slices 300 1000] [--size 512] [--pace 20]
-                                    [--untrained] [--plain]
+                                    [--untrained] [--plain | --ahead-only]
 
 A phantom study is sent to ``pe-triage serve`` with the demonstration bundle (with --untrained:
 random weights of EfficientNet-B0 at 256 x 256), over one association: by
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pace", type=float, default=0.0, help="images a second; 0: back to back")
     parser.add_argument("--plain", action="store_true", help="PyTorch after the last image, too")
+    parser.add_argument("--ahead-only", action="store_true", help="only the node as it ships")
     parser.add_argument("--untrained", action="store_true", help="EfficientNet-B0 at 256 x 256")
     options = parser.parse_args()
     if options.quick:
@@ -200,6 +201,8 @@ def main() -> None:
     if storescu is None or storescp is None:
         sys.exit("DCMTK is not installed; the Debian package dcmtk brings it")
     modes = MODES if options.plain else {k: v for k, v in MODES.items() if k != "plain"}
+    if options.ahead_only:
+        modes = {"ahead": MODES["ahead"]}
     measured: dict[str, dict[int, Any]] = {mode: {} for mode in modes}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
