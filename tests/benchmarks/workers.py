@@ -36,6 +36,7 @@ from pe_triage.store import schema
 from pe_triage.store.engine import open_engine
 from pe_triage.store.jobs import JobQueue
 from pe_triage.store.migrate import upgrade
+from pe_triage.store.notices import Topic, notify
 from pe_triage.store.studies import StudyStore
 from tests.support.node import RunningNode, RunningWorker, send, wait_for
 from tests.support.peers import dcmtk_environment, require_program
@@ -88,6 +89,8 @@ def hold(engine: Engine, until: float) -> None:
     jobs = schema.jobs
     with engine.begin() as connection:
         connection.execute(update(jobs).where(jobs.c.state == "QUEUED").values(available_at=until))
+        # As the queue does, or they would sleep on for seconds.
+        notify(connection, Topic.JOBS)
 
 
 def cpu_s(worker: RunningWorker) -> float:
