@@ -270,6 +270,7 @@ def build_worker(
 ) -> Any:
     """Load the model and make a worker that holds its jobs as `owner`."""
     from pe_triage.node.ahead import make_ahead
+    from pe_triage.node.analysis import prepare_answer
     from pe_triage.node.worker import Worker, WorkerOptions
     from pe_triage.receive.spool import count_incoming
     from pe_triage.report.warm import warm_up
@@ -291,6 +292,7 @@ def build_worker(
             min_free_bytes=settings.min_free_mb << 20,
             key_slices=analysis.key_slices,
             waiting=partial(count_incoming, settings.spool_dir),
+            answer=lambda work, images: prepare_answer(work, images, predictor, analysis),
         )
         if settings.ahead
         else None,

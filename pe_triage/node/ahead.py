@@ -45,7 +45,7 @@ from pe_triage.infer.recall import Claim, Key, Recall
 from pe_triage.infer.runtime import SliceRuntime
 from pe_triage.logs import get_logger
 from pe_triage.node.files import to_received
-from pe_triage.node.preparing import Headers, Preparing
+from pe_triage.node.preparing import Headers, Preparing, Write
 from pe_triage.node.source_headers import read_header
 from pe_triage.node.work import StudyWork
 from pe_triage.stack import analyse_stack
@@ -98,6 +98,7 @@ def make_ahead(
     key_slices: int,
     store_dir: Path | None = None,
     waiting: Callable[[], int] = lambda: 0,
+    answer: Write = lambda _work, _images: None,
 ) -> Ahead | None:
     """Let a worker work ahead; None, with an event that says why, where that is not possible.
 
@@ -122,7 +123,9 @@ def make_ahead(
         runtime=runtime,
         prepare=predictor.images,
         preparing=Preparing(
-            lambda images, headers: StudyWork(images, predictor, rules, headers), key_slices
+            lambda images, headers: StudyWork(images, predictor, rules, headers),
+            key_slices,
+            answer,
         ),
         rules=rules,
         data_dir=store_dir or data_dir,

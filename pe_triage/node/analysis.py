@@ -6,7 +6,7 @@ exception means that the analysis itself failed, which is never an answer about 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -67,6 +67,27 @@ class Analysis:
     messages: tuple[ResultMessage, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """All that shapes an answer beside the images, for a study's first report on whom it names."""
+
+    study: StudyContext
+    dated_at: datetime
+    cautions: tuple[str, ...]
+    options: AnalysisOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What was answered, and to what; the objects are encoded."""
+
+    question: Question
+    result: TriageResult
+    choice: SeriesChoice
+    headers: Mapping[str, Dataset]
+    objects: ResultSet
+
+
 def relevant_instances(instances: Sequence[ReceivedInstance]) -> tuple[ReceivedInstance, ...]:
     """Instances that a run is about: the CT images; without any, whatever else was sent."""
     images = tuple(i for i in instances if i.role is InstanceRole.IMAGE)
@@ -123,46 +144,110 @@ def analyse_study(
     images = relevant_instances(instances)
     if work is None or not work.is_of(images):
         work = StudyWork(images, predictor, options.rules)
-    result, choice, volume = _evaluate(work, predictor, options, beat, cautions)
-    log.info(
-        "study.evaluated",
-        outcome=str(result.outcome),
-        reason=result.reason,
-        series_uid=result.series_uid,
-        choice=choice.reason,
+    question = Question(
+        study=_study(study_uid, run, identity, images),
+        dated_at=dated_at or now,
+        cautions=cautions,
+        options=options,
     )
-    beat()
-    study = StudyContext(
+
+    def told(result: TriageResult, choice: SeriesChoice) -> None:
+        log.info(
+            "study.evaluated",
+            outcome=str(result.outcome),
+            reason=result.reason,
+            series_uid=result.series_uid,
+            choice=choice.reason,
+        )
+        beat()
+
+    answer = work.answer
+    if answer is not None and answer.question == question and not predecessors and not corrected:
+        told(answer.result, answer.choice)
+    else:
+        answer = _answer(question, work, images, predictor, beat, predecessors, corrected, told)
+    messages: tuple[ResultMessage, ...] = ()
+    if options.destinations:
+        context = MessageContext(
+            result=answer.result,
+            study=question.study,
+            source=choose_source(answer.headers, answer.result),
+            objects=answer.objects.objects,
+            now=now,
+            settings=options.report,
+        )
+        messages = build_messages(context, options.destinations)
+    return Analysis(
+        result=answer.result, choice=answer.choice, objects=answer.objects, messages=messages
+    )
+
+
+def prepare_answer(
+    work: StudyWork,
+    images: Sequence[ReceivedInstance],
+    predictor: Predictor,
+    options: AnalysisOptions,
+    *,
+    local: Callable[[datetime], datetime] = datetime.astimezone,
+) -> None:
+    """Answer what a first run about exactly these images will most likely ask, and keep it.
+
+    That is: nothing speaks against the study as it came, and its objects are dated by its last
+    image. A run that asks anything else gets nothing of it.
+
+    Raises
+    ------
+    PermanentError
+        As `analyse_study` does.
+    """
+    first = images[0]
+    question = Question(
+        study=_study(first.study_uid, 1, first.identity, images),
+        dated_at=local(max(image.received_at for image in images)),
+        cautions=(),
+        options=options,
+    )
+    work.answer = _answer(question, work, images, predictor, lambda: None)
+
+
+def _study(
+    study_uid: str, run: int, identity: PatientIdentity, images: Sequence[ReceivedInstance]
+) -> StudyContext:
+    return StudyContext(
         study_uid=study_uid,
         run=run,
         manifest_digest=StudyManifest.of(study_uid, images).digest,
         identity=identity,
     )
+
+
+def _answer(
+    question: Question,
+    work: StudyWork,
+    images: Sequence[ReceivedInstance],
+    predictor: Predictor,
+    beat: Beat,
+    predecessors: Sequence[Dataset] = (),
+    corrected: CorrectedPatient | None = None,
+    told: Callable[[TriageResult, SeriesChoice], None] = lambda *_: None,
+) -> Answer:
+    options = question.options
+    result, choice, volume = _evaluate(work, predictor, options, beat, question.cautions)
+    told(result, choice)
     headers = {
         uid: restated(header, corrected) for uid, header in _headers(images, result, work).items()
     }
     objects = build_results(
         result=result,
-        study=study,
+        study=question.study,
         volume=volume,
         headers=headers,
         predecessors=predecessors,
-        now=dated_at or now,
+        now=question.dated_at,
         settings=options.report,
         pictures=work.pictures,
     )
-    messages: tuple[ResultMessage, ...] = ()
-    if options.destinations:
-        context = MessageContext(
-            result=result,
-            study=study,
-            source=choose_source(headers, result),
-            objects=objects.objects,
-            now=now,
-            settings=options.report,
-        )
-        messages = build_messages(context, options.destinations)
-    return Analysis(result=result, choice=choice, objects=objects, messages=messages)
+    return Answer(question=question, result=result, choice=choice, headers=headers, objects=objects)
 
 
 def _evaluate(

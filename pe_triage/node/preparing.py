@@ -24,6 +24,7 @@ UNCLAIMED_S = 3.0
 Headers = dict[Path, Dataset]
 """Of images, by path; see `StudyWork`."""
 Begin = Callable[[Sequence[ReceivedInstance], Headers], StudyWork]
+Write = Callable[[StudyWork, Sequence[ReceivedInstance]], None]
 
 
 class _InterruptedError(Exception):
@@ -39,10 +40,15 @@ class Preparing:
         Makes the work of a study's images, by the worker's own predictor.
     key_slices
         How many a run explains.
+    answer
+        Writes the results as well, of what a run will most likely ask.
     """
 
-    def __init__(self, begin: Begin, key_slices: int) -> None:
+    def __init__(
+        self, begin: Begin, key_slices: int, answer: Write = lambda _work, _images: None
+    ) -> None:
         self._begin = begin
+        self._answer = answer
         self._key_slices = key_slices
         self._predicting = threading.Lock()
         self._wanted: str | None = None
@@ -101,6 +107,10 @@ class Preparing:
             work = self._begin(images, headers)
             beat()
             work.do_everything(self._key_slices, beat)
+            if self._wanted != study_uid:
+                # A run that waits knows better what it wants.
+                self._answer(work, images)
+                beat()
             self._held, self._unclaimed_s = (study_uid, work), None
         except _InterruptedError:
             return False

@@ -21,6 +21,7 @@ from pe_triage.report.slices import SlicePictures
 
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Inference, Predictor
+    from pe_triage.node.analysis import Answer
 
 Beat = Callable[[], None]
 """Called between pieces of long work; what it raises ends the work."""
@@ -54,6 +55,8 @@ class StudyWork:
         self._key_slices: dict[int, tuple[KeySlice, ...]] = {}
         self._headers = {} if headers is None else headers
         self.pictures = SlicePictures()
+        self.answer: Answer | None = None
+        """To a question that a run may ask again; see `analysis.prepare_answer`."""
 
     def is_of(self, images: Sequence[ReceivedInstance]) -> bool:
         """Whether it was made of exactly these images, whatever their order."""

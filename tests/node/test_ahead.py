@@ -8,11 +8,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
@@ -25,14 +28,16 @@ from pe_triage.infer.background import LAST
 from pe_triage.infer.predictor import Predictor
 from pe_triage.infer.recall import CHECKED
 from pe_triage.node import ahead as ahead_module
+from pe_triage.node import analysis as analysis_module
 from pe_triage.node.ahead import BATCH, BEHIND, WAITING, Ahead, make_ahead
-from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study
+from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study, prepare_answer
 from pe_triage.node.files import to_received
 from pe_triage.node.work import StudyWork
 from pe_triage.node.worker import Worker, WorkerOptions
 from pe_triage.report.settings import ReportSettings
 from pe_triage.store.engine import open_engine
 from pe_triage.store.migrate import upgrade
+from pe_triage.store.studies import CorrectedPatient
 from tests.node.conftest import QUICK, NewStudy, storescu
 from tests.support.node import RunningNode, wait_for
 from tests.support.store import StoreUnderTest, received_file
@@ -349,6 +354,61 @@ def test_what_was_prepared_gives_the_same_objects_and_only_for_the_same_images(
     assert plain.result.prediction is not None
     assert [o.encoded for o in plain.objects.objects] == [o.encoded for o in early.objects.objects]
     assert [o.encoded for o in plain.objects.objects] == [o.encoded for o in late.objects.objects]
+
+
+def test_an_answer_is_prepared_and_given_to_the_very_question_only(
+    predictor: Predictor,
+    store: StoreUnderTest,
+    new_study: NewStudy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study_uid, files = new_study()
+    arrive(store, files)
+    images = [to_received(row, store.data_dir) for row in store.studies.instances(study_uid)]
+    options = AnalysisOptions(rules=EligibilityRules(), report=ReportSettings())
+    last = max(image.received_at for image in images).astimezone()
+
+    def analysed(work: StudyWork | None, **changed: Any) -> Analysis:
+        asked: dict[str, Any] = {
+            "study_uid": study_uid, "run": 1, "identity": images[0].identity,
+            "predecessors": (), "dated_at": last, "options": options,
+        }  # fmt: skip
+        return analyse_study(
+            **asked | changed,
+            instances=images[::-1],
+            predictor=predictor,
+            now=NOW,
+            beat=lambda: None,
+            work=work,
+        )
+
+    def encoded(analysis: Analysis) -> list[bytes]:
+        return [item.encoded for item in analysis.objects.objects]
+
+    plain = encoded(analysed(None))
+    work = StudyWork(images, predictor, options.rules)
+    work.do_everything(options.key_slices, lambda: None)
+    prepare_answer(work, images, predictor, options)
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis_module, "build_results", None)
+        assert encoded(analysed(work)) == plain
+    earlier = pydicom.dcmread(BytesIO(plain[0]))
+    other = replace(options, report=replace(options.report, series_number=7000))
+    person = images[0].identity
+    renamed = CorrectedPatient(patient_id=person.patient_id, issuer=person.issuer, name="Else^Name")
+    changes: list[dict[str, Any]] = [
+        {"dated_at": last + timedelta(seconds=1)},
+        {"run": 2},
+        {"cautions": ("its sender went away",)},
+        {"predecessors": [earlier]},
+        {"options": other},
+        {"corrected": renamed},
+    ]
+    for changed in changes:
+        answered = encoded(analysed(work, **changed))
+        assert answered == encoded(analysed(None, **changed)), changed
+        # Weights without a meaning have one answer, whatever speaks against the images.
+        assert (answered == plain) == ("cautions" in changed), changed
 
 
 def test_while_images_come_faster_than_scanners_make_them_nothing_is_done(
