@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,7 +108,7 @@ def test_kill_9_between_the_last_answer_and_the_result(
     with RunningNode(tmp_path / "node", *flags, settings=QUICK) as node:
         first, files = new_study()
         # Held still, so that the kill surely comes before anything was indexed.
-        os.kill(node.pid_of("coordinator"), signal.SIGSTOP)
+        stop_between_transactions(node, "coordinator")
         storescu(node, files)
         assert len(node.incoming()) == len(files)
         node.kill()
@@ -132,6 +134,27 @@ def test_kill_9_between_the_last_answer_and_the_result(
         assert node.stop() == 0
 
 
+def stop_between_transactions(node: RunningNode, name: str) -> None:
+    """SIGSTOP a process while it does not hold SQLite's lock: the others are to go on."""
+    pid = node.pid_of(name)
+    for _ in range(200):
+        os.kill(pid, signal.SIGSTOP)
+        connection = sqlite3.connect(
+            node.data_dir / "pe-triage.sqlite3", timeout=3, isolation_level=None
+        )
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.05)
+        else:
+            return
+        finally:
+            connection.close()
+    pytest.fail(f"{name} always holds the lock")
+
+
 def test_kill_9_between_the_result_and_its_delivery(
     new_study: NewStudy, tiny_bundle: Path, store_scp: StoreScp, tmp_path: Path
 ) -> None:
@@ -141,7 +164,7 @@ def test_kill_9_between_the_result_and_its_delivery(
         study_uid, files = new_study()
         storescu(node, files)
         wait_for(lambda: node.events("job.claimed"), 60, "claimed")
-        os.kill(node.pid_of("coordinator"), signal.SIGSTOP)
+        stop_between_transactions(node, "coordinator")
         wait_for(lambda: node.events("job.finished"), 60, "finished")
         before = node.show(study_uid)
         node.kill()
