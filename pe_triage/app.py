@@ -42,7 +42,7 @@ from pe_triage.store.engine import open_engine
 from pe_triage.store.jobs import JobQueue, Rank
 from pe_triage.store.leases import Leases
 from pe_triage.store.migrate import check_schema
-from pe_triage.store.notices import Topic, listening
+from pe_triage.store.notices import listening
 from pe_triage.store.studies import StudyStore
 
 # ------------------------------------------------------------------ again
@@ -182,7 +182,7 @@ def run_worker(settings: Settings, load: Load = load_predictor) -> None:
     with signs.written_down(stop), listening(engine) as bells:
         turned = Beats(lambda: signs.turned("worker"))
         try:
-            worker = build_worker(settings, engine, owner, bells[Topic.JOBS], load, turned)
+            worker = build_worker(settings, engine, owner, bells, load, turned)
             signs.ready("worker")
             signs.enter(Phase.RUNNING)
             log.info("worker.ready")

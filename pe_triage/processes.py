@@ -11,7 +11,7 @@ import os
 import random
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -102,7 +102,7 @@ def worker_process(
         engine = open_engine(settings.database_url)
         owner = owner_of(host.node_id, name, os.getpid())
         with listening(engine) as bells:
-            worker = build_worker(settings, engine, owner, bells[Topic.JOBS], load, link.turned)
+            worker = build_worker(settings, engine, owner, bells, load, link.turned)
             link.ready()
             worker.run(link.stop)
 
@@ -264,7 +264,7 @@ def build_worker(
     settings: Settings,
     engine: Engine,
     owner: str,
-    bell: Bell,
+    bells: Mapping[Topic, Bell],
     load: Load,
     on_turn: Callable[[], None],
 ) -> Any:
@@ -293,6 +293,7 @@ def build_worker(
             key_slices=analysis.key_slices,
             waiting=partial(count_incoming, settings.spool_dir),
             answer=lambda work, images: prepare_answer(work, images, predictor, analysis),
+            bell=bells[Topic.ARRIVALS],
         )
         if settings.ahead
         else None,
@@ -304,7 +305,7 @@ def build_worker(
             drain_s=settings.drain_s,
         ),
         clock=local_now,
-        bell=bell,
+        bell=bells[Topic.JOBS],
         on_turn=on_turn,
     )
     # What is loaded now stays: the collector need not look through it again during each study.

@@ -37,6 +37,11 @@ class InPlane:
         out = source_yx.T if self.transpose else source_yx
         return out[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
+    def undo(self, hu_yx: NDArray[Any]) -> NDArray[Any]:
+        """View of a slice in anatomical order as its source has it."""
+        out = hu_yx[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+        return out.T if self.transpose else out
+
 
 def in_plane(stack: Stack) -> InPlane:
     """Decide how the slices of an axial stack are to be turned.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pe_triage.cores import usable_cores
 from pe_triage.domain import CtVolume, ReceivedInstance
 from pe_triage.errors import ImagingError
+from pe_triage.imaging.decoded import DecodedSlices
 from pe_triage.imaging.geometry import InPlane, affine_lps, in_plane, spacing_zyx_mm
 from pe_triage.imaging.multiframe import MultiFrame
 from pe_triage.imaging.pixels import decode_hu
@@ -26,7 +27,10 @@ MAX_THREADS = 8
 
 
 def load_volume(
-    instances: Sequence[ReceivedInstance], *, max_threads: int = MAX_THREADS
+    instances: Sequence[ReceivedInstance],
+    *,
+    max_threads: int = MAX_THREADS,
+    decoded: DecodedSlices | None = None,
 ) -> CtVolume:
     """Decode a series and order it by Image Position (Patient) along the slice normal.
 
@@ -41,6 +45,8 @@ def load_volume(
         All instances of one series.
     max_threads
         Decoding threads at most (the decoders release the GIL).
+    decoded
+        Slices that are not read again; they become views of the volume.
 
     Raises
     ------
@@ -56,7 +62,7 @@ def load_volume(
         raise ImagingError(stack.problem.reason)
     plane = in_plane(stack)
     affine = affine_lps(stack, plane)
-    hu_zyx = _decode(stack, plane, max_threads)
+    hu_zyx = _decode(stack, plane, max_threads, decoded)
     numbers = tuple(group[0].frame for group in stack.groups)
     return CtVolume(
         hu_zyx=hu_zyx,
@@ -71,7 +77,9 @@ def load_volume(
     )
 
 
-def _decode(stack: Stack, plane: InPlane, max_threads: int) -> NDArray[np.int16]:
+def _decode(
+    stack: Stack, plane: InPlane, max_threads: int, decoded: DecodedSlices | None
+) -> NDArray[np.int16]:
     facts = stack.groups[0][0].facts
     rows, columns = facts.rows or 0, facts.columns or 0
     shape = (len(stack.groups), columns, rows) if plane.transpose else (
@@ -80,6 +88,8 @@ def _decode(stack: Stack, plane: InPlane, max_threads: int) -> NDArray[np.int16]
     if 2 * int(np.prod(shape, dtype=np.int64)) > MAX_VOLUME_BYTES:
         raise ImagingError(f"the series is too large: {len(stack.groups)} slices")
     hu_zyx = np.empty(shape, dtype=np.int16)
+    volume_zyx = hu_zyx.view()
+    volume_zyx.setflags(write=False)
     sources = {
         uid: MultiFrame(path, uid)
         for uid, path in sorted(
@@ -89,14 +99,17 @@ def _decode(stack: Stack, plane: InPlane, max_threads: int) -> NDArray[np.int16]
 
     def fill(z: int) -> None:
         group = stack.groups[z]
-        hu_yx = _slice(group[0], sources, rows, columns)
+        hu_yx = _slice(group[0], sources, rows, columns, decoded)
         for other in group[1:]:
-            if not np.array_equal(hu_yx, _slice(other, sources, rows, columns)):
+            if not np.array_equal(hu_yx, _slice(other, sources, rows, columns, decoded)):
                 raise ImagingError(
                     f"{len(group)} different images lie at one position "
                     f"({stack.positions_mm[z]:.1f} mm): several acquisitions in one series"
                 )
         hu_zyx[z] = plane.apply(hu_yx)
+        if decoded is not None:
+            for image in group:
+                decoded.moved(image.path, plane.undo(volume_zyx[z]))
 
     threads = max(1, min(max_threads, usable_cores(), len(stack.groups)))
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode") as pool:
@@ -113,12 +126,19 @@ def _decode(stack: Stack, plane: InPlane, max_threads: int) -> NDArray[np.int16]
 
 
 def _slice(
-    image: ReceivedInstance, sources: Mapping[str, MultiFrame], rows: int, columns: int
+    image: ReceivedInstance,
+    sources: Mapping[str, MultiFrame],
+    rows: int,
+    columns: int,
+    decoded: DecodedSlices | None,
 ) -> NDArray[np.int16]:
     number = image.facts.instance_number
     name = f"image {number}: " if number is not None else ""
     try:
-        if image.frame is None:
+        before = None if decoded is None else decoded.get(image.path)
+        if before is not None and image.frame is None:
+            hu_yx = before
+        elif image.frame is None:
             hu_yx = decode_hu(image.path, sop_instance_uid=image.sop_instance_uid)
         else:
             name = f"frame {image.frame}: "

@@ -37,6 +37,7 @@ from pe_triage.assemble.early import worth_reading
 from pe_triage.assemble.eligibility import EligibilityRules
 from pe_triage.domain import ReceivedInstance
 from pe_triage.errors import ImagingError
+from pe_triage.imaging.decoded import DecodedSlices
 from pe_triage.imaging.geometry import InPlane, in_plane
 from pe_triage.imaging.pixels import decode_hu
 from pe_triage.infer.background import background_runtime
@@ -45,18 +46,17 @@ from pe_triage.infer.recall import Claim, Key, Recall
 from pe_triage.infer.runtime import SliceRuntime
 from pe_triage.logs import get_logger
 from pe_triage.node.files import to_received
-from pe_triage.node.preparing import Headers, Preparing, Write
+from pe_triage.node.preparing import Preparing, Write
 from pe_triage.node.source_headers import read_header
-from pe_triage.node.work import StudyWork
+from pe_triage.node.work import FilesRead, StudyWork
 from pe_triage.stack import analyse_stack
 from pe_triage.store.arriving import Arriving
+from pe_triage.store.notices import Bell, Topic, looking
 
 DIRECTORY = "ahead"
 """Within the data directory."""
 LOOK_S = 0.2
 """How often it is looked for new slices of studies that arrive."""
-IDLE_LOOK_S = 1.0
-"""How often it is looked for studies that arrive while there are none."""
 ASK_S = 0.5
 """How often at most a preparation asks whether its study has grown; and over how long, at least,
 the pace of images is taken, since they are recorded in batches."""
@@ -71,14 +71,18 @@ BUSY_PER_S = 100.0
 40."""
 WAITING = 50
 """Images that were acknowledged and wait for the indexer, beyond which nothing is done."""
-SILENT_S = 0.6
+SILENT_S, SILENT_MIN_S = 0.6, 0.3
 """Nothing new for so long, and a study is prepared; scanners pause for less between two images."""
+INTERVALS = 6
+"""So many times as long as between two of its images on average is silence, within those bounds."""
 CROWDED = 0.4
 """Part of the time of encoding for which this process had a processor; less: others want it."""
 LOST_S = 0.3
 """Time without a processor in one turn that a single wait for a disk does not explain."""
 REST_S, REST_MAX_S = 2.0, 10.0
 """How long nothing is done then; twice as long each time that it is found so again."""
+KEPT_BYTES = 768 << 20
+"""Decoded slices of all studies that arrive: 1,500 of 512 x 512, or what more is is read again."""
 PREPARATIONS = 3
 """Of one study at most: a sender that pauses often must not cost a run at each pause."""
 SWEEP_S = 60.0
@@ -99,6 +103,7 @@ def make_ahead(
     store_dir: Path | None = None,
     waiting: Callable[[], int] = lambda: 0,
     answer: Write = lambda _work, _images: None,
+    bell: Bell | None = None,
 ) -> Ahead | None:
     """Let a worker work ahead; None, with an event that says why, where that is not possible.
 
@@ -123,7 +128,7 @@ def make_ahead(
         runtime=runtime,
         prepare=predictor.images,
         preparing=Preparing(
-            lambda images, headers: StudyWork(images, predictor, rules, headers),
+            lambda images, read: StudyWork(images, predictor, rules, read),
             key_slices,
             answer,
         ),
@@ -132,6 +137,7 @@ def make_ahead(
         min_free_bytes=min_free_bytes,
         kept_in=data_dir,
         waiting=waiting,
+        bell=bell,
     )
 
 
@@ -146,19 +152,32 @@ class _Series:
 
 @dataclass(kw_only=True)
 class _Study:
+    read: FilesRead
+    """Of the slices that were encoded: a long study's take seconds, when there are none to lose."""
     last: int = 0
     images: int = 0
     wanted: tuple[str, ...] = ()
     """Series worth reading, of what had come at the last look that brought something."""
     series: dict[str, _Series] = field(default_factory=dict)
+    looked_s: float = 0.0
+    """When a look first brought something, on the monotonic clock."""
+    at_first: int = 0
+    """Images that it brought."""
     grew_s: float = 0.0
-    """When a look last brought something, on the monotonic clock."""
+    """When a look last brought something."""
     multi_frame: bool = False
     prepared_at: int = 0
     """Images that the last preparation was made of."""
     preparations: int = 0
-    headers: Headers = field(default_factory=dict)
-    """Of the slices that were encoded: a long study's take a second, when there is none to lose."""
+
+    @property
+    def silence_s(self) -> float:
+        """For how long nothing must come before it is prepared."""
+        new = self.images - self.at_first
+        if new <= 0:
+            return SILENT_S
+        paused_s = INTERVALS * (self.grew_s - self.looked_s) / new
+        return min(SILENT_S, max(SILENT_MIN_S, paused_s))
 
 
 class _Effort:
@@ -221,6 +240,8 @@ class Ahead:
         Directory whose free space that is; None: that of the images.
     waiting
         Images that were acknowledged and that the database does not know yet.
+    bell
+        Wakes it when a study begins to arrive; default: it looks from time to time.
     """
 
     def __init__(
@@ -236,7 +257,9 @@ class Ahead:
         min_free_bytes: int = 0,
         kept_in: Path | None = None,
         waiting: Callable[[], int] = lambda: 0,
+        bell: Bell | None = None,
     ) -> None:
+        self._bell = bell or looking(Topic.ARRIVALS, LOOK_S)
         self._kept_in = kept_in or data_dir
         self._waiting = waiting
         self._arriving = arriving
@@ -247,6 +270,7 @@ class Ahead:
         self._rules = rules
         self._data_dir = data_dir
         self._min_free_bytes = min_free_bytes
+        self._slices = DecodedSlices(KEPT_BYTES)
         self._studies: dict[str, _Study] = {}
         self._stop = threading.Event()
         self._idle = threading.Event()
@@ -291,7 +315,10 @@ class Ahead:
         self._recall.forget(series_uids)
 
     def _loop(self, ended: threading.Event) -> None:
-        wait_s, failures, rests, swept_s = LOOK_S, 0, 0, float("-inf")
+        wait_s: float | None = LOOK_S
+        """None: until a study begins to arrive."""
+        failures, rests, swept_s = 0, 0, float("-inf")
+        heard = self._bell.heard()
 
         def stopped() -> bool:
             return ended.is_set() or self._stop.is_set() or not self._idle.is_set()
@@ -299,8 +326,12 @@ class Ahead:
         def turn_over(effort: _Effort, ends_s: float) -> bool:
             return stopped() or effort.is_crowded or time.monotonic() >= ends_s
 
-        while not (ended.wait(wait_s) or self._stop.is_set()):
-            wait_s = LOOK_S if self._studies else IDLE_LOOK_S
+        while not (ended.is_set() or self._stop.is_set()):
+            if wait_s is None:
+                self._bell.wait(ended, heard, lambda: None)
+            elif ended.wait(wait_s):
+                break
+            heard, wait_s = self._bell.heard(), LOOK_S
             if not self._idle.is_set():
                 self._release()
                 continue
@@ -321,10 +352,13 @@ class Ahead:
                     self._release()
                     continue
                 rests = 0 if encoded else rests
-                if time.monotonic() >= ends_s:
-                    wait_s = 0.0  # there may be more to encode
-                else:
+                if encoded:
+                    wait_s = 0.0  # meanwhile more has come, or its time was over
+                elif self._studies or self._preparing.holds:
                     self.prepare_one(stopped)
+                    wait_s = min(LOOK_S, self._ripens_in_s())
+                else:
+                    wait_s = None
             except Exception as error:  # noqa: BLE001 - only speed is lost; the run does it all
                 failures += 1
                 wait_s = min(LOOK_S * 2.0**failures, RETRY_MAX_S)
@@ -360,7 +394,9 @@ class Ahead:
         """
         open_studies = self._arriving.studies()
         for gone in self._studies.keys() - open_studies.keys():
-            self._release_study(self._studies.pop(gone))
+            study = self._studies.pop(gone)
+            self._release_study(study)
+            self._slices.forget(i.path for s in study.series.values() for i in s.images)
         self._preparing.drop_unclaimed(open_studies)
         if not open_studies or not self._has_space():
             return 0
@@ -368,13 +404,14 @@ class Ahead:
         for study_uid, images in open_studies.items():
             if interrupted():
                 break
-            study = self._studies.setdefault(study_uid, _Study())
+            study = self._studies.get(study_uid) or _Study(read=FilesRead(slices=self._slices))
+            self._studies[study_uid] = study
             if self._read(study_uid, study, images):
                 by_series = {uid: s.images for uid, s in study.series.items()}
                 study.wanted = worth_reading(by_series, self._rules) if by_series else ()
             for series_uid in study.wanted:
                 series = study.series[series_uid]
-                done = self._encode(series_uid, series, study.headers, interrupted)
+                done = self._encode(series_uid, series, study.read, interrupted)
                 if done:
                     self._log.debug(
                         "ahead.encoded", study_uid=study_uid, series_uid=series_uid, slices=done
@@ -403,7 +440,7 @@ class Ahead:
                 done = self._preparing.prepare(
                     study_uid,
                     images,
-                    study.headers,
+                    study.read,
                     lambda: stopped() or grown(),  # noqa: B023 - asked within this turn only
                 )
             except Exception as error:  # noqa: BLE001 - the run meets it too, and says what it is
@@ -418,11 +455,17 @@ class Ahead:
         """Whether what is being prepared is no longer all that has come."""
         return self._arriving.studies().get(study_uid, images) != images
 
+    def _ripens_in_s(self) -> float:
+        """Time until the next study will have been silent for long enough, if nothing comes."""
+        now_s = time.monotonic()
+        waits = [s.grew_s + s.silence_s - now_s for s in self._studies.values()]
+        return min((wait_s for wait_s in waits if wait_s > 0.0), default=LOOK_S)
+
     @staticmethod
     def _is_ripe(study: _Study) -> bool:
         return (
             bool(study.wanted)
-            and time.monotonic() - study.grew_s >= SILENT_S
+            and time.monotonic() - study.grew_s >= study.silence_s
             and not study.multi_frame
             and study.preparations < PREPARATIONS
             and study.prepared_at != study.images
@@ -445,6 +488,8 @@ class Ahead:
         study.last = arrived.last
         if arrived.instances:
             study.grew_s = time.monotonic()
+            if not study.at_first:
+                study.looked_s, study.at_first = study.grew_s, len(arrived.instances)
         else:
             study.images = images
         for row in arrived.instances:
@@ -459,7 +504,7 @@ class Ahead:
         self,
         series_uid: str,
         series: _Series,
-        headers: Headers,
+        read: FilesRead,
         interrupted: Callable[[], bool],
     ) -> int:
         if series.claim is not None and not series.claim.stands:
@@ -488,12 +533,17 @@ class Ahead:
             try:
                 with self._effort.counted():
                     encoded += self._encode_batch(
-                        series_uid, series, batch, plane, behind=len(todo) - start > BEHIND
+                        series_uid,
+                        series,
+                        batch,
+                        plane,
+                        read.slices,
+                        behind=len(todo) - start > BEHIND,
                     )
                     for image in batch:
                         # What cannot be read here is said by the run.
                         with suppress(OSError, EOFError, InvalidDicomError):
-                            headers[image.path] = read_header(image.path)
+                            read.headers[image.path] = read_header(image.path)
             except FileNotFoundError:
                 break  # removed at this moment: the next look sees it
             series.seen.update(i.sop_instance_uid for i in batch)
@@ -505,6 +555,7 @@ class Ahead:
         series: _Series,
         batch: Sequence[ReceivedInstance],
         plane: InPlane,
+        slices: DecodedSlices,
         *,
         behind: bool,
     ) -> int:
@@ -515,6 +566,7 @@ class Ahead:
             except (ImagingError, OSError):
                 continue  # of no use here, or not on this machine: the run will say what is wrong
             if hu_yx.shape == (image.facts.rows, image.facts.columns):
+                slices.keep(image.path, hu_yx)
                 hu_yx = np.ascontiguousarray(plane.apply(hu_yx))
                 fresh[self._recall.key(hu_yx)] = hu_yx
         keys = [key for key in fresh if key not in series.kept]

@@ -10,20 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-
-from pydicom import Dataset
 
 from pe_triage.domain import ReceivedInstance
 from pe_triage.logs import get_logger
-from pe_triage.node.work import StudyWork
+from pe_triage.node.work import FilesRead, StudyWork
 
 UNCLAIMED_S = 3.0
 """What is prepared of a study is held for so long after it was queued, if its job does not come."""
 
-Headers = dict[Path, Dataset]
-"""Of images, by path; see `StudyWork`."""
-Begin = Callable[[Sequence[ReceivedInstance], Headers], StudyWork]
+Begin = Callable[[Sequence[ReceivedInstance], FilesRead], StudyWork]
 Write = Callable[[StudyWork, Sequence[ReceivedInstance]], None]
 
 
@@ -55,6 +50,11 @@ class Preparing:
         self._held: tuple[str, StudyWork] | None = None
         self._unclaimed_s: float | None = None
 
+    @property
+    def holds(self) -> bool:
+        """Whether something is held."""
+        return self._held is not None
+
     def expect(self, study_uid: str) -> None:
         """Say that a run of this study will ask: its preparation is not to stop any more."""
         self._wanted = study_uid
@@ -77,14 +77,14 @@ class Preparing:
         self,
         study_uid: str,
         images: Sequence[ReceivedInstance],
-        headers: Headers,
+        read: FilesRead,
         stopped: Callable[[], bool],
     ) -> bool:
         """Do the steps of an analysis of these images; whether they were done.
 
         Parameters
         ----------
-        headers
+        read
             What has been read of the images already.
         stopped
             Asked between pieces of the work; true: leave it, unless a run waits for it.
@@ -104,7 +104,7 @@ class Preparing:
         started_s = time.monotonic()
         try:
             self._held = None
-            work = self._begin(images, headers)
+            work = self._begin(images, read)
             beat()
             work.do_everything(self._key_slices, beat)
             if self._wanted != study_uid:

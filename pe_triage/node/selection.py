@@ -22,6 +22,9 @@ from pe_triage.errors import ImagingError
 from pe_triage.imaging.measure import measure_volume
 from pe_triage.imaging.volume import load_volume
 
+Load = Callable[[Sequence[ReceivedInstance]], CtVolume]
+"""As `load_volume`."""
+
 PIXEL_RULE = "pixels"
 """Rule of what the loader refuses: images that cannot be decoded or put in order exactly."""
 
@@ -62,6 +65,7 @@ def select_volume(
     rules: EligibilityRules,
     *,
     beat: Callable[[], None] = lambda: None,
+    load: Load = load_volume,
 ) -> Selection:
     """Choose a series by headers and pixels; where its pixels refuse it, the next best one.
 
@@ -72,8 +76,10 @@ def select_volume(
     ----------
     beat
         Called between pieces of long work; it raises where the lease was lost.
+    load
+        Makes the volume of a series.
     """
-    reader = _Reader(instances, rules, beat)
+    reader = _Reader(instances, rules, beat, load)
     choice = judge_study(instances, rules)
     while choice.series_uid is not None or choice.contenders:
         series_uid = choice.series_uid or next(
@@ -104,11 +110,13 @@ class _Reader:
         self,
         instances: Sequence[ReceivedInstance],
         rules: EligibilityRules,
-        beat: Callable[[], None],
+        beat: Callable[[], None] = lambda: None,
+        load: Load = load_volume,
     ) -> None:
         self._instances = instances
         self._rules = rules
         self._beat = beat
+        self._load_volume = load
         self._volume: CtVolume | None = None
         self.refused: CtVolume | None = None
         self.measures: dict[str, VolumeMeasures] = {}
@@ -138,7 +146,7 @@ class _Reader:
 
     def _load(self, series_uid: str) -> CtVolume:
         self._volume = None
-        self._volume = load_volume([i for i in self._instances if i.series_uid == series_uid])
+        self._volume = self._load_volume([i for i in self._instances if i.series_uid == series_uid])
         return self._volume
 
 
@@ -163,7 +171,7 @@ class Explanation:
 def explain_study(instances: Sequence[ReceivedInstance], rules: EligibilityRules) -> Explanation:
     """Judge every series of a study by headers and pixels, and say which one would be analysed."""
     selection = select_volume(instances, rules)
-    reader = _Reader(instances, rules, lambda: None)
+    reader = _Reader(instances, rules)
     reader.measures.update(selection.measures)
     verdicts = []
     for verdict in selection.choice.verdicts:

@@ -7,6 +7,8 @@ A run makes its own. What an idle worker has done before its study was known to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,9 @@ from pydicom import Dataset
 
 from pe_triage.assemble.eligibility import EligibilityRules
 from pe_triage.domain import CtVolume, KeySlice, ReceivedInstance
-from pe_triage.node.selection import Selection, select_volume
+from pe_triage.imaging.decoded import DecodedSlices
+from pe_triage.imaging.volume import load_volume
+from pe_triage.node.selection import Load, Selection, select_volume
 from pe_triage.node.source_headers import read_header
 from pe_triage.report.heatmap_picture import LIMIT
 from pe_triage.report.slices import SlicePictures
@@ -27,6 +31,15 @@ Beat = Callable[[], None]
 """Called between pieces of long work; what it raises ends the work."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FilesRead:
+    """What has been read of a study's files already, by path."""
+
+    headers: dict[Path, Dataset] = field(default_factory=dict)
+    """As of `read_header`; more is added."""
+    slices: DecodedSlices = field(default_factory=DecodedSlices)
+
+
 class StudyWork:
     """Steps of one analysis, and what they gave.
 
@@ -36,8 +49,8 @@ class StudyWork:
     ----------
     images
         The images that the run is about; their digests say what the files hold.
-    headers
-        What has been read of them already, by path (`read_header`); more is added.
+    read
+        What has been read of them already.
     """
 
     def __init__(
@@ -45,15 +58,15 @@ class StudyWork:
         images: Sequence[ReceivedInstance],
         predictor: Predictor,
         rules: EligibilityRules,
-        headers: dict[Path, Dataset] | None = None,
+        read: FilesRead | None = None,
     ) -> None:
         self._images = tuple(images)
         self._predictor = predictor
         self._rules = rules
         self._selection: Selection | None = None
-        self._inference: Inference | None = None
-        self._key_slices: dict[int, tuple[KeySlice, ...]] = {}
-        self._headers = {} if headers is None else headers
+        self._inferred: tuple[CtVolume, Inference] | None = None
+        self._key_slices: dict[int, tuple[Inference, tuple[KeySlice, ...]]] = {}
+        self._read = read or FilesRead()
         self.pictures = SlicePictures()
         self.answer: Answer | None = None
         """To a question that a run may ask again; see `analysis.prepare_answer`."""
@@ -65,15 +78,18 @@ class StudyWork:
 
     def selection(self, beat: Beat) -> Selection:
         """The series that is analysed, or why there is none; see `select_volume`."""
+        return self._select(beat, self._load)
+
+    def _select(self, beat: Beat, load: Load) -> Selection:
         if self._selection is None:
-            self._selection = select_volume(self._images, self._rules, beat=beat)
+            self._selection = select_volume(self._images, self._rules, beat=beat, load=load)
         return self._selection
 
     def inference(self, volume: CtVolume, beat: Beat) -> Inference:
         """The prediction for the volume of `selection`."""
-        if self._inference is None:
-            self._inference = self._predictor.predict(volume, beat=beat)
-        return self._inference
+        if self._inferred is None or self._inferred[0] is not volume:
+            self._inferred = (volume, self._predictor.predict(volume, beat=beat))
+        return self._inferred[1]
 
     def key_slices(
         self, volume: CtVolume, inference: Inference, count: int
@@ -81,35 +97,60 @@ class StudyWork:
         """`count` key slices of `inference`, explained."""
         from pe_triage.infer.keyslices import key_slices
 
-        if count not in self._key_slices:
-            self._key_slices[count] = key_slices(volume, inference, self._predictor, count)
-        return self._key_slices[count]
+        found = self._key_slices.get(count)
+        if found is None or found[0] is not inference:
+            found = (inference, key_slices(volume, inference, self._predictor, count))
+            self._key_slices[count] = found
+        return found[1]
 
     def header(self, image: ReceivedInstance) -> Dataset:
         """Header of one of the images; whoever changes it changes a copy."""
-        if image.path not in self._headers:
-            self._headers[image.path] = read_header(image.path)
-        return self._headers[image.path]
+        headers = self._read.headers
+        if image.path not in headers:
+            headers[image.path] = read_header(image.path)
+        return headers[image.path]
+
+    def _load(self, instances: Sequence[ReceivedInstance]) -> CtVolume:
+        return load_volume(instances, decoded=self._read.slices)
 
     def do_everything(self, key_slices: int, beat: Beat) -> None:
-        """Do all steps that a run may ask for.
+        """Do all steps that a run may ask for, some of them side by side.
 
         Raises
         ------
         Exception
             Whatever a step raises: the run that meets it says what it means.
         """
-        volume = self.selection(beat).volume
+        volume = self._select_beside(key_slices, beat)
         if volume is None:
             return
+        self._explain(volume, key_slices, beat)
+        beat()
+        analysed = set(volume.sop_instance_uids)
+        for image in self._images:
+            if image.sop_instance_uid in analysed:
+                self.header(image)
+
+    def _select_beside(self, key_slices: int, beat: Beat) -> CtVolume | None:
+        """Measure the first volume that is read while it is explained: it is nearly always chosen.
+
+        What the explaining raises it raises again where it is asked for the chosen volume.
+        """
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="explain") as beside:
+            begun: list[Future[None]] = []
+
+            def load(instances: Sequence[ReceivedInstance]) -> CtVolume:
+                volume = self._load(instances)
+                if not begun:
+                    begun.append(beside.submit(self._explain, volume, key_slices, beat))
+                return volume
+
+            return self._select(beat, load).volume
+
+    def _explain(self, volume: CtVolume, key_slices: int, beat: Beat) -> None:
         inference = self.inference(volume, beat)
         beat()
         keys = self.key_slices(volume, inference, key_slices)
         beat()
         # Also of an exam that turns out negative, and shows none: nobody waits meanwhile.
         self.pictures.draw(volume, keys, LIMIT)
-        beat()
-        analysed = set(volume.sop_instance_uids)
-        for image in self._images:
-            if image.sop_instance_uid in analysed:
-                self.header(image)

@@ -18,7 +18,7 @@ import psycopg
 from sqlalchemy import Engine, func, select
 
 from pe_triage.logs import get_logger
-from pe_triage.store.notices import Bell, Looking, NextDue, Topic
+from pe_triage.store.notices import Bell, NextDue, Topic, looking
 
 IDLE_LOOK_S = 10.0
 """How often a listener that hears nothing looks all the same."""
@@ -45,7 +45,7 @@ class Listener:
 
     def __init__(self, engine: Engine, *, poll_s: float = 0.1) -> None:
         self._engine = engine
-        self._looking = Looking(poll_s)
+        self._looking = {topic: looking(topic, poll_s) for topic in Topic}
         self._changed = threading.Condition()
         self._rung = dict.fromkeys(Topic, 0)
         self._listening = False
@@ -138,7 +138,7 @@ class Listener:
 
     def _wait(self, topic: Topic, stop: threading.Event, heard: int, next_due_s: NextDue) -> None:
         if not self._listening:
-            self._looking.wait(stop, heard, next_due_s)
+            self._looking[topic].wait(stop, heard, next_due_s)
             return
         due_s = next_due_s()
         until_s = time.monotonic() + (IDLE_LOOK_S if due_s is None else min(due_s, IDLE_LOOK_S))

@@ -23,6 +23,12 @@ class Topic(StrEnum):
 
     JOBS = "pe_triage_jobs"
     DELIVERIES = "pe_triage_deliveries"
+    ARRIVALS = "pe_triage_arrivals"
+    """A study begins to arrive, or goes on to after its end."""
+
+
+SELDOM_S = {Topic.ARRIVALS: 1.0}
+"""At most so often is looked for what nobody waits for."""
 
 
 def notify(connection: Connection, topic: Topic) -> None:
@@ -62,11 +68,16 @@ class Looking:
         stop.wait(self._poll_s)
 
 
+def looking(topic: Topic, poll_s: float) -> Looking:
+    """For who looks every `poll_s` seconds, or less often where that will do for `topic`."""
+    return Looking(max(poll_s, SELDOM_S.get(topic, 0.0)))
+
+
 @contextmanager
 def listening(engine: Engine, *, poll_s: float = 0.1) -> Iterator[dict[Topic, Bell]]:
     """Bells for `engine`'s database while the block runs: by words on PostgreSQL, else by looks."""
     if engine.dialect.name != "postgresql":
-        yield {topic: Looking(poll_s) for topic in Topic}
+        yield {topic: looking(topic, poll_s) for topic in Topic}
         return
     from pe_triage.store.listener import Listener
 

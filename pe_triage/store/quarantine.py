@@ -20,6 +20,7 @@ from pe_triage.errors import InputError
 from pe_triage.store import schema
 from pe_triage.store.engine import read, write
 from pe_triage.store.holding import send_held
+from pe_triage.store.notices import Topic, notify
 from pe_triage.store.schema import IN_DOUBT, QuarantineKind, QuarantineState
 
 __all__ = ["Quarantine", "QuarantineEntry", "QuarantineKind", "QuarantineState"]
@@ -287,6 +288,7 @@ class Quarantine:
             )
             .values(state=StudyState.RECEIVING.value, last_activity_at=self._clock())
         )
+        notify(connection, Topic.ARRIVALS)
 
 
 def _check(entry: QuarantineEntry, wanted: QuarantineState) -> None:

@@ -25,6 +25,7 @@ from pe_triage.domain import (
 from pe_triage.identity import same_patient
 from pe_triage.store import schema
 from pe_triage.store.holding import hold_back
+from pe_triage.store.notices import Topic, notify
 from pe_triage.store.schema import NO_URGENCY, QuarantineKind, QuarantineState
 from pe_triage.store.types import clean_text, storable
 
@@ -123,6 +124,8 @@ class Recorder:
         self._connection = connection
         self._data_dir = data_dir
         self._studies: dict[str, dict[str, Any]] = {}
+        self._states: dict[str, str] = {}
+        """Of the studies as they were before."""
         self._new_studies: set[str] = set()
         self._changed: set[str] = set()
         self._held: dict[str, _Held] = {}
@@ -167,7 +170,9 @@ class Recorder:
                 .order_by(studies.c.study_uid)
                 .with_for_update()
             )
-            self._studies.update((row.study_uid, dict(row._mapping)) for row in rows)
+            for row in rows:
+                self._studies[row.study_uid] = dict(row._mapping)
+                self._states[row.study_uid] = row.state
 
     def _one(
         self, instance: ReceivedInstance, facts: Mapping[str, Any], association_id: str
@@ -419,6 +424,9 @@ class Recorder:
                 )
             )
         self._flush_arrivals()
+        receiving = {s["study_uid"] for s in changed + new if s["state"] == StudyState.RECEIVING}
+        if any(self._states.get(uid) != StudyState.RECEIVING for uid in receiving):
+            notify(self._connection, Topic.ARRIVALS)
 
     def _flush_arrivals(self) -> None:
         table = schema.arrivals

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import Engine, event, literal, text
 
+from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.domain import StudyState
+from pe_triage.node.ahead import Ahead
 from pe_triage.node.deliverer import Deliverer
+from pe_triage.node.preparing import Preparing
 from pe_triage.node.worker import Worker, WorkerOptions
 from pe_triage.store import listener as listening_module
+from pe_triage.store.arriving import Arriving
 from pe_triage.store.listener import Listener
 from pe_triage.store.notices import Bell, Looking, Topic, listening, notify
 from tests.support.node import wait_for
-from tests.support.store import PACS, STUDY, StoreUnderTest
+from tests.support.store import PACS, STUDY, StoreUnderTest, instance
 
 NEVER_S = 3600.0
 ON_POSTGRES = pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
@@ -213,6 +218,67 @@ def test_a_pooler_that_swallows_words_is_found_out(
             store.queued()
             ended(store)
         assert not deaf.listening
+
+
+@ON_POSTGRES
+def test_a_study_that_begins_to_arrive_rings_once_and_again_when_it_goes_on(
+    store: StoreUnderTest, listener: Listener
+) -> None:
+    bell = listener.bell(Topic.ARRIVALS)
+
+    def rings(act: Callable[[], object]) -> int:
+        before, others = bell.heard(), listener.bell(Topic.DELIVERIES)
+        act()
+        heard = others.heard()
+        with store.engine.begin() as connection:
+            notify(connection, Topic.DELIVERIES)
+        wait_for(lambda: others.heard() > heard, 20, "the word")
+        return bell.heard() - before
+
+    def arrive(first: int, study_uid: str = STUDY) -> None:
+        store.record(*(instance(study_uid, n) for n in range(first, first + 2)))
+
+    wait_for(lambda: listener.listening, 20, "listening")
+    assert rings(lambda: arrive(0)) == 1
+    assert rings(lambda: arrive(2)) == 0
+    assert rings(lambda: arrive(2)) == 0
+    assert rings(lambda: arrive(0, "1.2.3.9")) == 1
+    store.queued("1.2.3.7")
+    store.finish(store.claimed())
+    assert rings(lambda: arrive(70, "1.2.3.7")) == 1
+
+
+@ON_POSTGRES
+def test_work_ahead_asks_nothing_while_nothing_arrives(
+    store: StoreUnderTest, listener: Listener, tmp_path: Path
+) -> None:
+    looked: list[int] = []
+    ahead = Ahead(
+        arriving=Arriving(store.engine),
+        recall=cast(Any, SimpleNamespace(sweep=lambda: 0)),
+        runtime=cast(Any, None),
+        prepare=cast(Any, None),
+        preparing=Preparing(cast(Any, None), 5),
+        rules=EligibilityRules(),
+        data_dir=store.data_dir,
+        kept_in=tmp_path,
+        bell=listener.bell(Topic.ARRIVALS),
+    )
+    look = ahead.look
+    ahead.look = lambda interrupted=lambda: False: looked.append(1) or look(interrupted)  # type: ignore[method-assign]
+    # Nothing of it is to be encoded here: that is tested elsewhere.
+    ahead._read = lambda *_: False  # type: ignore[method-assign]
+    with ahead.running(threading.Event()):
+        wait_for(lambda: looked and listener.listening, 20, "a look")
+        with counted(store.engine) as asked:
+            threading.Event().wait(0.6)
+            asked.clear()
+            threading.Event().wait(1.5)
+            assert asked == []
+        seen = len(looked)
+        store.record(instance(STUDY, 0))
+        wait_for(lambda: STUDY in ahead._studies, 20, "the study")
+        assert len(looked) > seen
 
 
 def test_sqlite_looks(store: StoreUnderTest, backend: str) -> None:

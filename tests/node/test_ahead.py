@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.domain import Job, ReceivedInstance
+from pe_triage.imaging import volume as volume_module
 from pe_triage.imaging.facts import facts_to_json
 from pe_triage.imaging.volume import load_volume
 from pe_triage.infer.background import LAST
@@ -29,10 +30,10 @@ from pe_triage.infer.predictor import Predictor
 from pe_triage.infer.recall import CHECKED
 from pe_triage.node import ahead as ahead_module
 from pe_triage.node import analysis as analysis_module
-from pe_triage.node.ahead import BATCH, BEHIND, WAITING, Ahead, make_ahead
+from pe_triage.node.ahead import BATCH, BEHIND, SILENT_MIN_S, SILENT_S, WAITING, Ahead, make_ahead
 from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study, prepare_answer
 from pe_triage.node.files import to_received
-from pe_triage.node.work import StudyWork
+from pe_triage.node.work import FilesRead, StudyWork
 from pe_triage.node.worker import Worker, WorkerOptions
 from pe_triage.report.settings import ReportSettings
 from pe_triage.store.engine import open_engine
@@ -335,7 +336,10 @@ def test_what_was_prepared_gives_the_same_objects_and_only_for_the_same_images(
         ahead.look()
     assert ahead.prepare_one() is None  # there may be more to come
     monkeypatch.setattr(ahead_module, "SILENT_S", 0.0)
-    assert ahead.prepare_one() == study_uid
+    with monkeypatch.context() as patch:
+        # Every slice was decoded to be encoded.
+        patch.setattr(volume_module, "decode_hu", None)
+        assert ahead.prepare_one() == study_uid
     assert ahead.prepare_one() is None
     arrive(store, files[-1:])
     with ahead.resting(study_uid) as stale:
@@ -472,6 +476,19 @@ def test_a_wait_that_is_short_beside_the_work_is_no_reason_to_rest() -> None:
     assert not crowded(1.0, 0.45)
     assert crowded(1.0, 0.35)
     assert crowded(0.4, 0.05)
+
+
+def test_silence_is_several_of_the_studys_own_intervals() -> None:
+    def silence_s(images: int, seconds: float) -> float:
+        study = ahead_module._Study(read=FilesRead(), looked_s=50.0, at_first=1)
+        study.images, study.grew_s = images, 50.0 + seconds
+        return study.silence_s
+
+    assert silence_s(1, 0.0) == SILENT_S
+    assert silence_s(101, 100 / 20) == pytest.approx(SILENT_MIN_S)
+    assert SILENT_MIN_S < silence_s(101, 100 / 14) < SILENT_S
+    assert silence_s(101, 100 / 2) == SILENT_S
+    assert silence_s(101, 0.1) == SILENT_MIN_S
 
 
 def test_nothing_is_prepared_while_images_wait_and_what_has_grown_is_left(

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pe_triage.errors import ImagingError
+from pe_triage.imaging.decoded import DecodedSlices
+from pe_triage.imaging.pixels import decode_hu
 from pe_triage.imaging.volume import load_volume
 
 SPACING_YX = (0.7, 0.8)
@@ -103,6 +105,49 @@ def test_all_eight_axial_orientations_give_one_anatomy(
     assert volume.source_transpose is transpose
     assert volume.sop_instance_uids == tuple(f"1.2.3.{1000 - 7 * z}" for z in range(N))
     assert not volume.hu_zyx.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("transpose", "flip_y", "flip_x"), list(itertools.product([False, True], repeat=3))
+)
+def test_what_was_decoded_before_is_not_read_again_and_is_held_once(
+    tmp_path, ct_writer, receive_file, transpose, flip_y, flip_x
+):
+    instances = write_series(
+        tmp_path,
+        ct_writer,
+        receive_file,
+        anatomy(),
+        transpose=transpose,
+        flip_y=flip_y,
+        flip_x=flip_x,
+    )
+    expected = load_volume(instances)
+    one = decode_hu(instances[0].path).nbytes
+    decoded = DecodedSlices(limit_bytes=(N - 1) * one + 1)
+    read = {i.path: decode_hu(i.path) for i in instances}
+    for path, hu_yx in read.items():
+        decoded.keep(path, hu_yx)
+    *kept, last = instances
+    assert decoded.get(last.path) is None
+    for instance in kept:
+        instance.path.unlink()
+    for _ in range(2):
+        volume = load_volume(instances, decoded=decoded)
+        assert volume.hu_zyx.tobytes() == expected.hu_zyx.tobytes()
+        assert volume.affine_lps.tobytes() == expected.affine_lps.tobytes()
+        for instance in kept:
+            found = decoded.get(instance.path)
+            assert np.shares_memory(found, volume.hu_zyx)
+            assert not found.flags.writeable
+            np.testing.assert_array_equal(found, read[instance.path])
+    decoded.keep(last.path, read[last.path])
+    assert decoded.get(last.path) is None
+    decoded.forget([i.path for i in instances])
+    decoded.keep(last.path, read[last.path])
+    np.testing.assert_array_equal(decoded.get(last.path), read[last.path])
+    with pytest.raises(ImagingError):
+        load_volume(instances, decoded=decoded)
 
 
 def test_mirrored_pixels_with_unchanged_headers_are_mirrored(tmp_path, ct_writer, receive_file):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.domain import ReceivedInstance
+from pe_triage.infer import keyslices
 from pe_triage.node import preparing as preparing_module
+from pe_triage.node import work as work_module
 from pe_triage.node.preparing import Preparing
-from pe_triage.node.work import StudyWork
+from pe_triage.node.work import FilesRead, StudyWork
 from tests.support.node import wait_for
 from tests.support.store import instance
 
@@ -31,24 +34,24 @@ class Work:
 
 
 def make(during: Callable[[], None] = lambda: None) -> Preparing:
-    return Preparing(lambda images, _headers: cast(StudyWork, Work(images, during)), 5)
+    return Preparing(lambda images, _read: cast(StudyWork, Work(images, during)), 5)
 
 
 def test_a_run_gets_what_was_prepared_of_its_study_once() -> None:
     preparing = make()
-    assert preparing.prepare("a", [], {}, lambda: False)
+    assert preparing.prepare("a", [], FilesRead(), lambda: False)
     preparing.expect("a")
     with preparing.handing_over("a") as work:
         assert cast(Any, work).done
         # The predictor is the run's now.
-        assert not preparing.prepare("b", [], {}, lambda: False)
+        assert not preparing.prepare("b", [], FilesRead(), lambda: False)
     with preparing.handing_over("a") as work:
         assert work is None
 
 
 def test_a_run_of_another_study_gets_nothing_and_nothing_is_held_any_more() -> None:
     preparing = make()
-    assert preparing.prepare("a", [], {}, lambda: False)
+    assert preparing.prepare("a", [], FilesRead(), lambda: False)
     with preparing.handing_over("b") as work:
         assert work is None
     with preparing.handing_over("a") as work:
@@ -67,7 +70,9 @@ def test_a_run_waits_for_its_own_preparation_and_ends_another(claimed: str, give
     preparing = make(during)
     prepared: list[bool] = []
     thread = threading.Thread(
-        target=lambda: prepared.append(preparing.prepare("a", [], {}, lambda: not idle.is_set()))
+        target=lambda: prepared.append(
+            preparing.prepare("a", [], FilesRead(), lambda: not idle.is_set())
+        )
     )
     thread.start()
     assert begun.wait(30)
@@ -86,14 +91,14 @@ def test_a_step_that_fails_leaves_nothing_behind_and_the_predictor_free() -> Non
 
     preparing = make(during)
     with pytest.raises(ValueError, match="a step"):
-        preparing.prepare("a", [], {}, lambda: False)
+        preparing.prepare("a", [], FilesRead(), lambda: False)
     with preparing.handing_over("a") as work:
         assert work is None
 
 
 def test_what_no_job_comes_for_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     preparing = make()
-    assert preparing.prepare("a", [], {}, lambda: False)
+    assert preparing.prepare("a", [], FilesRead(), lambda: False)
     monkeypatch.setattr(preparing_module, "UNCLAIMED_S", 0.05)
     preparing.drop_unclaimed({"a"})
     preparing.drop_unclaimed(set())
@@ -116,3 +121,50 @@ def test_work_is_of_exactly_the_images_that_it_was_made_of() -> None:
     for change in ({"sha256": "0" * 64}, {"path": images[2].path.with_name("other.dcm")}):
         changed: ReceivedInstance = dataclasses.replace(images[2], **cast(Any, change))
         assert not work.is_of([*images[:2], changed])
+
+
+class Explaining:
+    """A predictor that names the volume it was asked about, and fails for some."""
+
+    def __init__(self, fails_for: object) -> None:
+        self.fails_for, self.asked = fails_for, []  # type: ignore[var-annotated]
+
+    def predict(self, volume: object, *, beat: Callable[[], None]) -> str:
+        self.asked.append(volume)
+        if volume is self.fails_for:
+            raise ValueError("a step")
+        return f"inference of {volume}"
+
+
+@pytest.mark.parametrize("fails", ["none", "the one passed over", "the chosen one"])
+def test_of_a_volume_that_is_not_chosen_nothing_is_left(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [instance("1.2.3", n) for n in range(3)]
+    first, chosen = (cast(Any, SimpleNamespace(sop_instance_uids=())) for _ in range(2))
+    volumes = iter([first, chosen])
+
+    def select(_images: object, _rules: object, *, beat: object, load: Callable[..., Any]) -> Any:
+        return SimpleNamespace(volume=[load(images), load(images)][-1])
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(work_module, "load_volume", lambda _images, decoded: next(volumes))
+    monkeypatch.setattr(work_module, "select_volume", select)
+    monkeypatch.setattr(keyslices, "key_slices", lambda v, i, _p, n: (v, i, n))
+    monkeypatch.setattr(
+        work_module.SlicePictures, "draw", lambda _self, volume, _keys, _limit: drawn.append(volume)
+    )
+    failing = {"none": None, "the one passed over": first, "the chosen one": chosen}[fails]
+    predictor = Explaining(failing)
+    work = StudyWork(images, cast(Any, predictor), EligibilityRules())
+    if failing is chosen:
+        with pytest.raises(ValueError, match="a step"):
+            work.do_everything(5, lambda: None)
+        return
+    work.do_everything(5, lambda: None)
+    assert predictor.asked == [first, chosen]
+    assert drawn == ([chosen] if failing is first else [first, chosen])
+    inference = work.inference(chosen, lambda: None)
+    assert cast(Any, inference) == f"inference of {chosen}"
+    assert cast(Any, work.key_slices(chosen, inference, 5)) == (chosen, inference, 5)
+    assert predictor.asked == [first, chosen]
