@@ -48,6 +48,7 @@ from pe_triage.logs import get_logger
 from pe_triage.node.files import to_received
 from pe_triage.node.preparing import Preparing, Write
 from pe_triage.node.source_headers import read_header
+from pe_triage.node.spare import Effort, Pace, Seldom
 from pe_triage.node.work import FilesRead, StudyWork
 from pe_triage.stack import analyse_stack
 from pe_triage.store.arriving import Arriving
@@ -58,27 +59,17 @@ DIRECTORY = "ahead"
 LOOK_S = 0.2
 """How often it is looked for new slices of studies that arrive."""
 ASK_S = 0.5
-"""How often at most a preparation asks whether its study has grown; and over how long, at least,
-the pace of images is taken, since they are recorded in batches."""
+"""How often at most a preparation asks whether its study has grown."""
 BATCH = 4
 """Slices at once: a job or a stop waits for no more than these."""
 BEHIND = 16
 """Slices of a series that wait to be encoded, beyond which no core is left free."""
 TURN_S = 0.5
 """Slices are encoded for so long before it is looked again how fast images come."""
-BUSY_PER_S = 100.0
-"""Images a second, of all studies together, from which on nothing is done; scanners make some 20 to
-40."""
-WAITING = 50
-"""Images that were acknowledged and wait for the indexer, beyond which nothing is done."""
 SILENT_S, SILENT_MIN_S = 0.6, 0.3
 """Nothing new for so long, and a study is prepared; scanners pause for less between two images."""
 INTERVALS = 6
 """So many times as long as between two of its images on average is silence, within those bounds."""
-CROWDED = 0.4
-"""Part of the time of encoding for which this process had a processor; less: others want it."""
-LOST_S = 0.3
-"""Time without a processor in one turn that a single wait for a disk does not explain."""
 REST_S, REST_MAX_S = 2.0, 10.0
 """How long nothing is done then; twice as long each time that it is found so again."""
 KEPT_BYTES = 768 << 20
@@ -180,45 +171,6 @@ class _Study:
         return min(SILENT_S, max(SILENT_MIN_S, paused_s))
 
 
-class _Effort:
-    """How much of the time that encoding took this process had a processor."""
-
-    def __init__(self) -> None:
-        self._wall_s = self._processor_s = 0.0
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count what the block takes."""
-        wall_s, processor_s = time.monotonic(), time.process_time()
-        try:
-            yield
-        finally:
-            self._wall_s += time.monotonic() - wall_s
-            self._processor_s += time.process_time() - processor_s
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether others want the processor more."""
-        lost_s = self._wall_s - self._processor_s
-        return lost_s > LOST_S and self._processor_s < CROWDED * self._wall_s
-
-
-class _Seldom:
-    """Asks a question that costs something at most once in `ASK_S`; a yes stays."""
-
-    def __init__(self, question: Callable[[], bool]) -> None:
-        self._question = question
-        self._asked_s = time.monotonic()
-        self._answer = False
-
-    def __call__(self) -> bool:
-        now_s = time.monotonic()
-        if not self._answer and now_s - self._asked_s >= ASK_S:
-            self._asked_s = now_s
-            self._answer = self._question()
-        return self._answer
-
-
 class Ahead:
     """Works ahead for one worker.
 
@@ -275,8 +227,7 @@ class Ahead:
         self._stop = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
-        self._counted: tuple[float, dict[str, int], int] | None = None
-        self._effort = _Effort()
+        self._effort = Effort()
         self._log = get_logger()
 
     # ---------------------------------------------------------------- its life
@@ -318,12 +269,13 @@ class Ahead:
         wait_s: float | None = LOOK_S
         """None: until a study begins to arrive."""
         failures, rests, swept_s = 0, 0, float("-inf")
+        pace = Pace(self._arriving.studies, self._waiting)
         heard = self._bell.heard()
 
         def stopped() -> bool:
             return ended.is_set() or self._stop.is_set() or not self._idle.is_set()
 
-        def turn_over(effort: _Effort, ends_s: float) -> bool:
+        def turn_over(effort: Effort, ends_s: float) -> bool:
             return stopped() or effort.is_crowded or time.monotonic() >= ends_s
 
         while not (ended.is_set() or self._stop.is_set()):
@@ -339,9 +291,9 @@ class Ahead:
                 if time.monotonic() - swept_s >= SWEEP_S:
                     self._recall.sweep()
                     swept_s = time.monotonic()
-                if self._arriving_fast():
+                if pace.is_fast():
                     continue
-                self._effort = effort = _Effort()
+                self._effort = effort = Effort()
                 ends_s = time.monotonic() + TURN_S
                 encoded = self.look(partial(turn_over, effort, ends_s))
                 if effort.is_crowded:
@@ -366,21 +318,6 @@ class Ahead:
             else:
                 failures = 0
         self._release()
-
-    def _arriving_fast(self) -> bool:
-        """Whether more images a second have come since this was last asked than scanners make.
-
-        Those that wait for the indexer count with those that it has recorded, which come in
-        batches.
-        """
-        now_s, images, waiting = time.monotonic(), self._arriving.studies(), self._waiting()
-        before, self._counted = self._counted, (now_s, images, waiting)
-        if waiting > WAITING:
-            return True
-        if before is None:
-            return False
-        new = sum(max(0, n - before[1].get(uid, 0)) for uid, n in images.items())
-        return new + waiting - before[2] > BUSY_PER_S * max(now_s - before[0], ASK_S)
 
     # ---------------------------------------------------------------- its work
 
@@ -435,7 +372,7 @@ class Ahead:
             study.preparations += 1
             study.prepared_at = study.images
             images = [image for series in study.series.values() for image in series.images]
-            grown = _Seldom(partial(self._has_grown, study_uid, study.images))
+            grown = Seldom(partial(self._has_grown, study_uid, study.images), ASK_S)
             try:
                 done = self._preparing.prepare(
                     study_uid,

@@ -30,7 +30,8 @@ from pe_triage.infer.predictor import Predictor
 from pe_triage.infer.recall import CHECKED
 from pe_triage.node import ahead as ahead_module
 from pe_triage.node import analysis as analysis_module
-from pe_triage.node.ahead import BATCH, BEHIND, SILENT_MIN_S, SILENT_S, WAITING, Ahead, make_ahead
+from pe_triage.node import spare as spare_module
+from pe_triage.node.ahead import BATCH, BEHIND, SILENT_MIN_S, SILENT_S, Ahead, make_ahead
 from pe_triage.node.analysis import Analysis, AnalysisOptions, analyse_study, prepare_answer
 from pe_triage.node.files import to_received
 from pe_triage.node.work import FilesRead, StudyWork
@@ -415,34 +416,19 @@ def test_an_answer_is_prepared_and_given_to_the_very_question_only(
         assert (answered == plain) == ("cautions" in changed), changed
 
 
-def test_while_images_come_faster_than_scanners_make_them_nothing_is_done(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+def test_while_images_come_too_fast_nothing_is_done(
+    make: Make, store: StoreUnderTest, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    arrive(store, new_study()[1])
     ahead = make()
-    counts: dict[str, int] = {"a": 5}
-    now_s, waiting = 100.0, 0
-    monkeypatch.setattr(ahead._arriving, "studies", lambda: dict(counts))
-    monkeypatch.setattr(ahead, "_waiting", lambda: waiting)
-    monkeypatch.setattr(ahead_module.time, "monotonic", lambda: now_s)
-    found = []
-    for seconds, a, b, waiting in (  # noqa: B007 - the stand-in for the spool asks it
-        (0.5, 5, 0, 0),
-        (0.5, 60, 0, 0),
-        (1.0, 100, 50, 0),
-        (0.5, 130, 71, 0),
-        (0.01, 131, 71, 0),
-        # What has come waits for the indexer, and is recorded in one batch with what came since.
-        (0.5, 131, 71, 45),
-        (0.5, 186, 71, 0),
-        (0.5, 186, 71, WAITING + 1),
-        (0.5, 186, 71, WAITING),
-    ):
-        now_s += seconds
-        counts.update(a=a, b=b)
-        found.append(ahead._arriving_fast())
-    # 110/s of one study; 90/s, 102/s of two together; a moment says nothing. Then 90/s and 20/s; so
-    # many that the indexer is behind, and as many as ever.
-    assert found == [False, True, False, True, False, False, False, True, False]
+    asked: list[bool] = []
+    fast = True
+    monkeypatch.setattr(spare_module.Pace, "is_fast", lambda _: asked.append(fast) or fast)
+    with ahead.running(threading.Event()):
+        wait_for(lambda: len(asked) > 2, message="looks")
+        assert ahead._runtime.slices == 0  # type: ignore[attr-defined]
+        fast = False
+        wait_for(lambda: ahead._runtime.slices, message="a batch")  # type: ignore[attr-defined]
 
 
 def test_where_others_want_the_processor_it_rests(
@@ -452,7 +438,7 @@ def test_where_others_want_the_processor_it_rests(
     _, files = new_study()
     arrive(store, files)
     ahead = make()
-    ahead._runtime.before = lambda: time.sleep(2 * ahead_module.LOST_S)  # type: ignore[attr-defined]
+    ahead._runtime.before = lambda: time.sleep(2 * spare_module.LOST_S)  # type: ignore[attr-defined]
     for name in ("REST_S", "REST_MAX_S"):
         monkeypatch.setattr(ahead_module, name, 3600.0)
     stop = threading.Event()
@@ -462,20 +448,6 @@ def test_where_others_want_the_processor_it_rests(
         # Another worker may go on.
         assert make().look() == 60 - BATCH
     assert ahead._runtime.slices == BATCH  # type: ignore[attr-defined]
-
-
-def test_a_wait_that_is_short_beside_the_work_is_no_reason_to_rest() -> None:
-    def crowded(wall_s: float, processor_s: float) -> bool:
-        effort = ahead_module._Effort()
-        effort._wall_s, effort._processor_s = wall_s, processor_s
-        return effort.is_crowded
-
-    assert not crowded(0.5, 0.5)
-    assert not crowded(0.5, 0.9)
-    assert not crowded(0.3, 0.05)
-    assert not crowded(1.0, 0.45)
-    assert crowded(1.0, 0.35)
-    assert crowded(0.4, 0.05)
 
 
 def test_silence_is_several_of_the_studys_own_intervals() -> None:
