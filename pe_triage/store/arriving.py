@@ -43,13 +43,15 @@ class Arriving:
     def studies(self) -> dict[str, int]:
         """Study Instance UID to images, the study first that began first."""
         table = schema.studies
-        statement = (
-            select(table.c.study_uid, table.c.images)
-            .where(table.c.state == StudyState.RECEIVING.value)
-            .order_by(table.c.received_at, table.c.study_uid)
-        )
         with read(self._engine) as connection:
-            return {row.study_uid: row.images for row in connection.execute(statement)}
+            rows = connection.execute(
+                select(table.c.study_uid, table.c.images, table.c.received_at).where(
+                    table.c.state == StudyState.RECEIVING.value
+                )
+            ).all()
+        # Asked for an order, SQLite reads all studies that are held by an index that has it.
+        rows = sorted(rows, key=lambda row: (row.received_at, row.study_uid))
+        return {row.study_uid: row.images for row in rows}
 
     def after(self, study_uid: str, last: int) -> Arrived:
         """Return CT images of a study that were recorded after `last`; 0: from the beginning.

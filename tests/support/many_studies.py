@@ -18,6 +18,7 @@ from sqlalchemy import Engine, event, text
 
 from pe_triage.monitoring import WatchTable
 from pe_triage.store import schema
+from pe_triage.store.arriving import Arriving
 from pe_triage.store.documents import show, worklist
 from pe_triage.store.jobs import JobQueue
 from pe_triage.store.outbox import Outbox
@@ -154,6 +155,8 @@ QUESTIONS: Mapping[str, Callable[[Node], object]] = {
         n.queue.unfreeze(longest_wait_s=600.0, longest_lease_s=900.0),
         n.outbox.unfreeze(longest_wait_s=600.0),
     ),
+    "next job": lambda n: n.queue.next_due_s(),
+    "studies that arrive, for work ahead": lambda n: Arriving(n.engine).studies(),
     "studies being received": lambda n: StudyStore(n.engine).receiving(),
     "deliveries due": lambda n: n.outbox.due(PACS, 10),
     "next delivery": lambda n: n.outbox.next_due_s(PACS),
