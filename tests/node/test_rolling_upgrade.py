@@ -10,6 +10,7 @@ import contextlib
 import io
 import subprocess
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,11 @@ def git(*arguments: str) -> bytes:
     return done.stdout
 
 
+def migrations(paths: Iterable[Path]) -> set[str]:
+    """Names of the migrations among these."""
+    return {path.name for path in paths if path.name.startswith("0") and path.suffix == ".py"}
+
+
 def newest_migration() -> Path:
     return max(migrations_dir().glob("versions/0*.py"))
 
@@ -46,17 +52,24 @@ def newest_migration() -> Path:
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the package as it was before the newest migration."""
-    name = newest_migration().relative_to(ROOT)
-    # As the trunk saw it: a migration may come, or get its number, in a merge.
-    asked = ("log", "-m", "--first-parent", "--diff-filter=A", "--format=%H", "-1", "--", str(name))
-    added = git(*asked).decode().strip()
-    before = f"{added}^" if added else "HEAD"
+    newest = newest_migration()
+    folder_name = str(newest.parent.relative_to(ROOT))
+    wanted = migrations(newest.parent.iterdir()) - {newest.name}
+
+    def held(commit: str) -> set[str]:
+        names = git("ls-tree", "--name-only", commit, f"{folder_name}/").decode().split()
+        return migrations(map(Path, names))
+
+    # Not the commit before it was added: a migration may have got another name or number since.
+    commits = git("log", "-m", "--first-parent", "--format=%H", "--", folder_name).decode().split()
+    before = next((c for c in ("HEAD", *commits) if held(c) == wanted), None)
+    if before is None:
+        pytest.skip("no commit of this checkout has all migrations but the newest")
     archive = git("archive", before, "pe_triage", "migrations")
     folder = tmp_path_factory.mktemp("older")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
-    assert not (folder / name).exists()
-    assert list((folder / "migrations" / "versions").glob("0*.py"))
+    assert migrations((folder / folder_name).iterdir()) == wanted
     return folder
 
 
