@@ -23,6 +23,7 @@ from pe_triage.imaging.quality import (
     saturated_slices,
     slice_jump,
     soft_tissue_hu,
+    subsampled,
 )
 from pe_triage.imaging.typical import chest_figures, strangeness
 
@@ -79,9 +80,10 @@ def _measure(volume: CtVolume, noise: _Two, motion: _Two) -> VolumeMeasures:
         # Where the body fills the picture the lowest peak is lung; the airways still hold air.
         airways = _airways_hu(coarse)
         air_hu = air_hu if airways is None else airways
-    soft_hu, jump = soft_tissue_hu(volume), slice_jump(volume)
+    some = subsampled(volume)
+    soft_hu, jump = soft_tissue_hu(some, volume.spacing_mm[0]), slice_jump(some)
     alternating = alternation(volume)
-    blank, saturated = blank_slices(volume), saturated_slices(volume)
+    blank, saturated = blank_slices(some), saturated_slices(some)
     (noise_hu, grain), (doubling, unevenness) = noise.result(), motion.result()
     common = VolumeMeasures(
         air_hu=air_hu,

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from pe_triage.domain import CtVolume
-from pe_triage.imaging.quality import CLIP_HU
+from pe_triage.imaging.quality import CLIP_HU, block_sums
 
 PIXEL_MM: Final = 1.6
 """Pixels are averaged to about this: vessels of 2 mm and more stay."""
@@ -99,8 +99,7 @@ def _sampled(volume: CtVolume) -> tuple[NDArray[np.float32], tuple[float, float]
         total = hu_zyx[z, :rows, :columns].astype(np.int32)
         for other in range(z + 1, z + thick):
             total += hu_zyx[other, :rows, :columns]
-        blocks = total.reshape(rows // block_y, block_y, columns // block_x, block_x)
-        out[k] = blocks.sum(axis=(1, 3)) / (thick * block_y * block_x)
+        out[k] = block_sums(total, block_y, block_x) / (thick * block_y * block_x)
     return out, (y_mm * block_y, x_mm * block_x)
 
 

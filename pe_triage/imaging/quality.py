@@ -41,26 +41,36 @@ COARSE_MM = 1.1
 MIN_SAMPLES = 300
 
 
-def blank_slices(volume: CtVolume) -> int:
-    """Count slices that show nothing, or no body."""
-    some = _subsampled(volume)
+def subsampled(volume: CtVolume) -> NDArray[np.int16]:
+    """Every so many pixels of each slice, about `SUBSAMPLE_MM` apart: (z, y, x), a copy.
+
+    What is asked of all slices is asked of this: pixels far from each other cost as much to fetch
+    as all that lie between them, each time.
+    """
+    _, y_mm, x_mm = volume.spacing_mm
+    every_y, every_x = (max(1, round(SUBSAMPLE_MM / mm)) for mm in (y_mm, x_mm))
+    return np.ascontiguousarray(volume.hu_zyx[:, ::every_y, ::every_x])
+
+
+def blank_slices(some: NDArray[np.int16]) -> int:
+    """Count slices that show nothing, or no body, in what `subsampled` gave."""
     flat = some.max(axis=(1, 2)).astype(np.int32) - some.min(axis=(1, 2)) < FLAT_HU
     body = (some > BODY_HU).mean(axis=(1, 2))
     return int((flat | (body < MIN_BODY_SHARE)).sum())
 
 
-def saturated_slices(volume: CtVolume) -> int:
+def saturated_slices(some: NDArray[np.int16]) -> int:
     """Count slices of which a large part lies at the upper end of what can be stored."""
-    return int(((_subsampled(volume) >= SATURATED_HU).mean(axis=(1, 2)) > SATURATED_SHARE).sum())
+    return int(((some >= SATURATED_HU).mean(axis=(1, 2)) > SATURATED_SHARE).sum())
 
 
-def slice_jump(volume: CtVolume) -> float | None:
+def slice_jump(some: NDArray[np.int16]) -> float | None:
     """Largest step between neighbouring slices, over the usual step near by.
 
     A slice at a wrong place, of another patient or of another phase stands out by both of its
     steps; breathing during the scan gives single, smaller ones. None with fewer than three slices.
     """
-    steps = _steps(volume)
+    steps = _steps(some)
     if steps.size < 2:
         return None
     # Both neighbours of a foreign slice differ from it: the smaller of two steps is the sign.
@@ -86,6 +96,21 @@ def alternation(volume: CtVolume) -> float | None:
     return float(np.median((near[:-1] + near[1:]) / 2 / np.maximum(far, 1.0)))
 
 
+def block_sums(values_yx: NDArray[np.integer], block_y: int, block_x: int) -> NDArray[np.int32]:
+    """Sums of blocks of (block_y, block_x) pixels; what is left over at the ends is left out."""
+    rows = values_yx.shape[0] // block_y * block_y
+    columns = values_yx.shape[1] // block_x * block_x
+    whole = values_yx[:rows, :columns]
+    # Row by row and column by column: a third of the time of a sum over axes so short.
+    bands = whole[::block_y].astype(np.int32)
+    for k in range(1, block_y):
+        bands += whole[k::block_y]
+    sums = bands[:, ::block_x].copy()
+    for k in range(1, block_x):
+        sums += bands[:, k::block_x]
+    return sums
+
+
 def _means(volume: CtVolume) -> NDArray[np.float32]:
     """Means of squares of `EVERY_SECOND_MM`; where pixels are fine, of every second one of them."""
     _, y_mm, x_mm = volume.spacing_mm
@@ -96,29 +121,15 @@ def _means(volume: CtVolume) -> NDArray[np.float32]:
     rows, columns = some.shape[1] // block_y, some.shape[2] // block_x
     found = np.empty((some.shape[0], rows, columns), dtype=np.float32)
     for z, hu_yx in enumerate(some):
-        whole = hu_yx[: rows * block_y, : columns * block_x]
-        # Row by row and column by column: a third of the time of a sum over axes so short.
-        bands = whole[::block_y].astype(np.int32)
-        for k in range(1, block_y):
-            bands += whole[k::block_y]
-        squares = bands[:, ::block_x].copy()
-        for k in range(1, block_x):
-            squares += bands[:, k::block_x]
-        found[z] = squares / (block_y * block_x)
+        found[z] = block_sums(hu_yx, block_y, block_x) / (block_y * block_x)
     return np.clip(found, *CLIP_HU, out=found)
 
 
-def _steps(volume: CtVolume) -> NDArray[np.float64]:
-    some = np.clip(_subsampled(volume), *CLIP_HU)
+def _steps(some: NDArray[np.int16]) -> NDArray[np.float64]:
+    some = np.clip(some, *CLIP_HU)
     return np.array(
         [np.abs(some[z + 1].astype(np.int32) - some[z]).mean() for z in range(some.shape[0] - 1)]
     )
-
-
-def _subsampled(volume: CtVolume) -> NDArray[np.int16]:
-    _, y_mm, x_mm = volume.spacing_mm
-    every_y, every_x = (max(1, round(SUBSAMPLE_MM / mm)) for mm in (y_mm, x_mm))
-    return volume.hu_zyx[:, ::every_y, ::every_x]
 
 
 def noise_and_grain(volume: CtVolume) -> tuple[float | None, float | None]:
@@ -171,13 +182,13 @@ def _differences(volume: CtVolume) -> tuple[_Differences, _Differences]:
     return (a, b), (c, d)
 
 
-def soft_tissue_hu(volume: CtVolume) -> float | None:
+def soft_tissue_hu(some: NDArray[np.int16], slice_mm: float) -> float | None:
     """Level of the body's soft tissue: the median of what is neither air, lung, contrast nor bone.
 
     The window is placed by the data (between the darkest and the brightest tenth of the body), so
     that a wrong scale shows instead of being cut away.
     """
-    some = _subsampled(volume)[:: max(1, round(4.0 / volume.spacing_mm[0]))]
+    some = some[:: max(1, round(4.0 / slice_mm))]
     low, high = int(some.min()), int(np.percentile(some, 96))
     # The upper half of the range that is used (metal and bone aside): body; air and lung fill the
     # lower.

@@ -15,7 +15,7 @@ from pe_triage.domain import EXAM_LABELS, CtVolume, ExamPrediction, ModelIdentit
 from pe_triage.errors import PermanentError
 from pe_triage.imaging.windows import Window, window_channels
 from pe_triage.infer.choice import choose_runtime, make_runtime
-from pe_triage.infer.recall import Recall, embed_the_rest, encoder_identity
+from pe_triage.infer.recall import Key, Recall, embed_the_rest, encoder_identity
 from pe_triage.infer.runtime import SliceRuntime, stage_two
 from pe_triage.model.bundle import load_bundle
 from pe_triage.model.card import BundleCard
@@ -181,7 +181,11 @@ class Predictor:
         return self._embed(exam.images, exam.plan.units, beat)
 
     def _recalled(
-        self, volume: CtVolume, recall: Recall, beat: Callable[[], None] | None
+        self,
+        volume: CtVolume,
+        recall: Recall,
+        beat: Callable[[], None] | None,
+        keys: Sequence[Key | None],
     ) -> NDArray[np.float32]:
         def embed(slices: Sequence[int]) -> NDArray[np.float32]:
             chosen = np.asarray(slices)
@@ -191,7 +195,7 @@ class Predictor:
                 beat,
             )
 
-        return embed_the_rest(volume.hu_zyx, volume.series_uid, recall, embed)
+        return embed_the_rest(volume.hu_zyx, volume.series_uid, recall, embed, keys)
 
     def _embed(
         self,
@@ -213,8 +217,19 @@ class Predictor:
                 parts.append(self._runtime.embed(batch))
         return np.concatenate(parts)
 
-    def predict(self, volume: CtVolume, *, beat: Callable[[], None] | None = None) -> Inference:
+    def predict(
+        self,
+        volume: CtVolume,
+        *,
+        beat: Callable[[], None] | None = None,
+        keys: Sequence[Key | None] = (),
+    ) -> Inference:
         """Answer for one volume; the same volume gives the same answer.
+
+        Parameters
+        ----------
+        keys
+            What `Recall.key` gives of its slices, where that is known; see `remember`.
 
         Raises
         ------
@@ -227,7 +242,7 @@ class Predictor:
         feat_zd = (
             self._embed(exam.images, exam.plan.units, beat)
             if self._recall is None
-            else self._recalled(volume, self._recall, beat)
+            else self._recalled(volume, self._recall, beat, keys)
         )
         plan = None if exam.plan.is_identity else exam.plan
         return Inference(

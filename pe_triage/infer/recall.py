@@ -112,11 +112,13 @@ class Recall:
         digest.update(np.ascontiguousarray(hu_yx, dtype="<i2").data)
         return digest.digest()
 
-    def keys(self, hu_zyx: NDArray[np.int16]) -> list[Key]:
-        """Digest of each slice, on all cores: hashing holds no lock of the interpreter."""
+    def keys(self, hu_zyx: NDArray[np.int16], known: Sequence[Key | None] = ()) -> list[Key]:
+        """Digest of each slice but those known, on all cores: hashing holds no lock of Python's."""
+        known = known or [None] * len(hu_zyx)
         threads = max(1, min(usable_cores(), len(hu_zyx), 8))
         with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="digest") as pool:
-            return list(pool.map(self.key, hu_zyx))
+            computed = pool.map(self.key, (s for s, k in zip(hu_zyx, known, strict=True) if not k))
+            return [key or next(computed) for key in known]
 
     def known(self, series_uid: str) -> dict[Key, NDArray[np.float32]]:
         """Everything kept of a series that is whole and of this encoder; never raises."""
@@ -246,6 +248,7 @@ def embed_the_rest(
     series_uid: str,
     recall: Recall,
     embed: Callable[[Sequence[int]], NDArray[np.float32]],
+    known: Sequence[Key | None] = (),
 ) -> NDArray[np.float32]:
     """Put a volume's embeddings together from what is kept and what is not.
 
@@ -256,6 +259,8 @@ def embed_the_rest(
     ----------
     embed
         Encodes the slices of these indices, in their order.
+    known
+        Keys of the slices; None, or nothing at all, where one must be computed.
 
     Returns
     -------
@@ -266,7 +271,7 @@ def embed_the_rest(
     everything = range(len(hu_zyx))
     if not kept:
         return embed(everything)
-    keys = recall.keys(hu_zyx)
+    keys = recall.keys(hu_zyx, known)
     found = [z for z, key in enumerate(keys) if key in kept]
     # Spread over the volume; by position, so that the same volume is checked in the same places.
     step = max(1, len(found) // CHECKED)

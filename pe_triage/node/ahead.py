@@ -62,7 +62,7 @@ ASK_S = 0.5
 """How often at most a preparation asks whether its study has grown."""
 BATCH = 4
 """Slices at once: a job or a stop waits for no more than these."""
-BEHIND = 16
+BEHIND = 4
 """Slices of a series that wait to be encoded, beyond which no core is left free."""
 TURN_S = 0.5
 """Slices are encoded for so long before it is looked again how fast images come."""
@@ -474,7 +474,7 @@ class Ahead:
                         series,
                         batch,
                         plane,
-                        read.slices,
+                        read,
                         behind=len(todo) - start > BEHIND,
                     )
                     for image in batch:
@@ -492,7 +492,7 @@ class Ahead:
         series: _Series,
         batch: Sequence[ReceivedInstance],
         plane: InPlane,
-        slices: DecodedSlices,
+        read: FilesRead,
         *,
         behind: bool,
     ) -> int:
@@ -503,9 +503,11 @@ class Ahead:
             except (ImagingError, OSError):
                 continue  # of no use here, or not on this machine: the run will say what is wrong
             if hu_yx.shape == (image.facts.rows, image.facts.columns):
-                slices.keep(image.path, hu_yx)
+                read.slices.keep(image.path, hu_yx)
                 hu_yx = np.ascontiguousarray(plane.apply(hu_yx))
-                fresh[self._recall.key(hu_yx)] = hu_yx
+                key = self._recall.key(hu_yx)
+                read.keys[image.path] = (plane, key)
+                fresh[key] = hu_yx
         keys = [key for key in fresh if key not in series.kept]
         if not keys:
             return 0

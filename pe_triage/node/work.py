@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydicom import Dataset
 
 from pe_triage.assemble.eligibility import EligibilityRules
 from pe_triage.domain import CtVolume, KeySlice, ReceivedInstance
 from pe_triage.imaging.decoded import DecodedSlices
+from pe_triage.imaging.geometry import InPlane
 from pe_triage.imaging.volume import load_volume
 from pe_triage.node.selection import Load, Selection, select_volume
 from pe_triage.node.source_headers import read_header
@@ -25,6 +27,7 @@ from pe_triage.report.slices import SlicePictures
 
 if TYPE_CHECKING:
     from pe_triage.infer.predictor import Inference, Predictor
+    from pe_triage.infer.recall import Key
     from pe_triage.node.analysis import Answer
 
 Beat = Callable[[], None]
@@ -38,6 +41,8 @@ class FilesRead:
     headers: dict[Path, Dataset] = field(default_factory=dict)
     """As of `read_header`; more is added."""
     slices: DecodedSlices = field(default_factory=DecodedSlices)
+    keys: dict[Path, tuple[InPlane, Key]] = field(default_factory=dict)
+    """By what the embedding of a slice, turned so, is kept (`Recall.key`); of those in `slices`."""
 
 
 class StudyWork:
@@ -88,8 +93,24 @@ class StudyWork:
     def inference(self, volume: CtVolume, beat: Beat) -> Inference:
         """The prediction for the volume of `selection`."""
         if self._inferred is None or self._inferred[0] is not volume:
-            self._inferred = (volume, self._predictor.predict(volume, beat=beat))
+            found = self._predictor.predict(volume, beat=beat, keys=self._keys_of(volume))
+            self._inferred = (volume, found)
         return self._inferred[1]
+
+    def _keys_of(self, volume: CtVolume) -> list[Key | None]:
+        """Of those slices of the volume that are the very ones whose keys were computed."""
+        if volume.frame_numbers or not self._read.keys:
+            return []
+        flip_y, flip_x = volume.source_flip_yx
+        turned = InPlane(transpose=volume.source_transpose, flip_y=flip_y, flip_x=flip_x)
+        paths = {image.sop_instance_uid: image.path for image in self._images}
+        keys: list[Key | None] = []
+        for z, uid in enumerate(volume.sop_instance_uids):
+            hu_yx = self._read.slices.get(paths[uid])
+            plane, key = self._read.keys.get(paths[uid], (None, None))
+            same = hu_yx is not None and np.may_share_memory(hu_yx, volume.hu_zyx[z])
+            keys.append(key if same and plane == turned else None)
+        return keys
 
     def key_slices(
         self, volume: CtVolume, inference: Inference, count: int

@@ -56,14 +56,15 @@ def source_outline(key: KeySlice, volume: CtVolume) -> NDArray[np.float64]:
     level = _sample(heat, peak, rows, columns) * OUTLINE_SHARE
     step = min(rows / h, columns / w) / _STEPS_PER_CELL
     reach = np.arange(1, math.ceil(math.hypot(rows, columns) / step) + 1) * step
-    vertices = []
-    for angle in np.arange(_DIRECTIONS) * (2 * math.pi / _DIRECTIONS):
-        ray = peak + reach[:, None] * np.array([math.sin(angle), math.cos(angle)])
-        out = ((ray < -0.5) | (ray > (rows - 0.5, columns - 0.5))).any(axis=1)
-        low = _sample(heat, ray, rows, columns) < level
-        end = int(np.argmax(out | low))
-        vertices.append(np.clip(ray[end], -0.5, (rows - 0.5, columns - 0.5)))
-    outline = to_source(np.array([*vertices, vertices[0]]), volume)
+    angles = np.arange(_DIRECTIONS) * (2 * math.pi / _DIRECTIONS)
+    directions = np.array([(math.sin(angle), math.cos(angle)) for angle in angles])
+    # (direction, step, row and column)
+    rays = peak + reach[:, None] * directions[:, None, :]
+    out = ((rays < -0.5) | (rays > (rows - 0.5, columns - 0.5))).any(axis=2)
+    low = _sample(heat, rays, rows, columns) < level
+    ends = rays[np.arange(_DIRECTIONS), np.argmax(out | low, axis=1)]
+    vertices = np.clip(ends, -0.5, (rows - 0.5, columns - 0.5))
+    outline = to_source(np.concatenate([vertices, vertices[:1]]), volume)
     return outline
 
 

@@ -46,7 +46,9 @@ class StandIn:
     def __init__(self, work_s: float) -> None:
         self._work_s = work_s
 
-    def predict(self, volume: CtVolume, *, beat: Callable[[], None] | None = None) -> Any:
+    def predict(
+        self, volume: CtVolume, *, beat: Callable[[], None] | None = None, keys: Any = ()
+    ) -> Any:
         """Take a while, then answer NEGATIVE."""
         deadline = time.monotonic() + self._work_s
         while (left_s := deadline - time.monotonic()) > 0:

@@ -338,8 +338,9 @@ def test_what_was_prepared_gives_the_same_objects_and_only_for_the_same_images(
     assert ahead.prepare_one() is None  # there may be more to come
     monkeypatch.setattr(ahead_module, "SILENT_S", 0.0)
     with monkeypatch.context() as patch:
-        # Every slice was decoded to be encoded.
+        # Every slice was decoded, and its key computed, to be encoded.
         patch.setattr(volume_module, "decode_hu", None)
+        patch.setattr(ahead._recall, "key", None)
         assert ahead.prepare_one() == study_uid
     assert ahead.prepare_one() is None
     arrive(store, files[-1:])
@@ -496,13 +497,14 @@ def test_it_leaves_a_core_to_the_others_unless_it_falls_behind(
     spy = ahead._runtime
     assert isinstance(spy, Spy)
     spy.info = dataclasses.replace(spy.runtime.info, threads=3)
-    arrive(store, files[:BEHIND])
-    assert ahead.look() == BEHIND
-    assert spy.batches == [2] * (BEHIND // 2)
-    spy.batches.clear()
-    arrive(store, files[BEHIND : 2 * BEHIND + BATCH])
+    few = 2
+    arrive(store, files[: BEHIND + BATCH])
     assert ahead.look() == BEHIND + BATCH
     assert spy.batches == [BATCH] + [2] * (BEHIND // 2)
+    spy.batches.clear()
+    arrive(store, files[BEHIND + BATCH :][:few])
+    assert ahead.look() == few
+    assert spy.batches == [2]
 
 
 def test_its_threads_stand_behind_all_others(predictor: Predictor) -> None:

@@ -190,3 +190,17 @@ def test_what_is_old_goes_and_then_what_is_oldest(
     assert recall.sweep(1e9) < left
     assert [bool(recall.known(s)) for s in ("1.2", "1.3", "1.4")] == [False, True, True]
     assert Recall(tmp_path / "none", ONE, FEATURES).sweep() == 0
+
+
+def test_keys_that_are_known_are_not_computed_again(
+    hu_zyx: NDArray[np.int16], tmp_path: Path
+) -> None:
+    recall = Recall(tmp_path, ONE, FEATURES)
+    keys = recall.keys(hu_zyx)
+    assert keys == [recall.key(hu_yx) for hu_yx in hu_zyx]
+    known = [key if z % 3 else None for z, key in enumerate(keys)]
+    computed: list[bytes] = []
+    key = recall.key
+    recall.key = lambda hu_yx: computed.append(key(hu_yx)) or computed[-1]  # type: ignore[method-assign]
+    assert recall.keys(hu_zyx, known) == keys
+    assert sorted(computed) == sorted(keys[::3])

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from pe_triage.assemble.rules import EligibilityRules
 from pe_triage.domain import ReceivedInstance
+from pe_triage.imaging.decoded import DecodedSlices
+from pe_triage.imaging.geometry import InPlane
 from pe_triage.infer import keyslices
+from pe_triage.infer.recall import Key
 from pe_triage.node import preparing as preparing_module
 from pe_triage.node import work as work_module
 from pe_triage.node.preparing import Preparing
@@ -129,7 +134,7 @@ class Explaining:
     def __init__(self, fails_for: object) -> None:
         self.fails_for, self.asked = fails_for, []  # type: ignore[var-annotated]
 
-    def predict(self, volume: object, *, beat: Callable[[], None]) -> str:
+    def predict(self, volume: object, *, beat: Callable[[], None], keys: object) -> str:
         self.asked.append(volume)
         if volume is self.fails_for:
             raise ValueError("a step")
@@ -141,7 +146,9 @@ def test_of_a_volume_that_is_not_chosen_nothing_is_left(
     fails: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [instance("1.2.3", n) for n in range(3)]
-    first, chosen = (cast(Any, SimpleNamespace(sop_instance_uids=())) for _ in range(2))
+    first, chosen = (
+        cast(Any, SimpleNamespace(sop_instance_uids=(), frame_numbers=())) for _ in range(2)
+    )
     volumes = iter([first, chosen])
 
     def select(_images: object, _rules: object, *, beat: object, load: Callable[..., Any]) -> Any:
@@ -168,3 +175,32 @@ def test_of_a_volume_that_is_not_chosen_nothing_is_left(
     assert cast(Any, inference) == f"inference of {chosen}"
     assert cast(Any, work.key_slices(chosen, inference, 5)) == (chosen, inference, 5)
     assert predictor.asked == [first, chosen]
+
+
+def test_a_key_is_of_the_very_pixels_of_the_volume_turned_as_they_are() -> None:
+    images = [instance("1.2.3", n) for n in range(5)]
+    read = FilesRead(slices=DecodedSlices(limit_bytes=1 << 20))
+    hu_zyx = np.arange(5 * 6, dtype=np.int16).reshape(5, 2, 3)
+    as_it_is = InPlane(transpose=False, flip_y=False, flip_x=True)
+    for n, image in enumerate(images):
+        read.slices.keep(image.path, hu_zyx[n])
+        read.slices.moved(image.path, hu_zyx[n])
+        read.keys[image.path] = (as_it_is, bytes([n]))
+    read.slices.keep(Path("other"), hu_zyx[1])
+    read.slices.moved(images[1].path, hu_zyx[1].copy())  # another volume's by now
+    read.slices.forget([images[2].path])  # read from its file, perhaps
+    read.keys[images[3].path] = (InPlane(transpose=False, flip_y=True, flip_x=True), b"x")
+    del read.keys[images[4].path]
+    work = StudyWork(images, cast(Any, None), EligibilityRules(), read)
+
+    def keys(**changed: Any) -> list[Key | None]:
+        uids = [image.sop_instance_uid for image in images]
+        volume: dict[str, Any] = {
+            "hu_zyx": hu_zyx, "frame_numbers": (), "source_transpose": False,
+            "source_flip_yx": (False, True), "sop_instance_uids": uids,
+        }  # fmt: skip
+        return work._keys_of(cast(Any, SimpleNamespace(**volume | changed)))
+
+    assert keys() == [b"\x00", None, None, None, None]
+    assert keys(source_transpose=True) == [None] * 5
+    assert keys(frame_numbers=(1, 2, 3, 4, 5)) == []
