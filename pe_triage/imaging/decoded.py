@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
 
 class DecodedSlices:
     """Decoded slices by the file that they were read from; beyond a limit they are not kept.
 
     A slice may be a view of the volume that was made of it (`moved`), so that it takes no memory
-    twice. One thread keeps and forgets; any may get and move meanwhile.
+    twice. One thread keeps and forgets; others may get, and move what is not being forgotten.
 
     Parameters
     ----------
@@ -28,7 +30,7 @@ class DecodedSlices:
         self._slices: dict[Path, NDArray[np.int16]] = {}
 
     def keep(self, path: Path, hu_yx: NDArray[np.int16]) -> None:
-        """Take a copy of what `pixels.decode_hu` gave of a file, unless the limit is reached.
+        """Take a copy of what `pixels.decode_hu` gave of a file, unless there is no room for it.
 
         Parameters
         ----------
@@ -39,7 +41,10 @@ class DecodedSlices:
             return
         # Pages of its own for each: what is let go one by one goes back to the system at once,
         # which the allocator's heap does not promise.
-        pages = mmap.mmap(-1, max(1, hu_yx.nbytes))
+        try:
+            pages = mmap.mmap(-1, max(1, hu_yx.nbytes), flags=_PRIVATE)
+        except OSError:
+            return
         copy = np.frombuffer(pages, dtype=np.int16, count=hu_yx.size).reshape(hu_yx.shape)
         copy[:] = hu_yx
         copy.setflags(write=False)

@@ -42,7 +42,7 @@ MIN_SAMPLES = 300
 
 
 def subsampled(volume: CtVolume) -> NDArray[np.int16]:
-    """Every so many pixels of each slice, about `SUBSAMPLE_MM` apart: (z, y, x), a copy.
+    """Every so many pixels of each slice, about `SUBSAMPLE_MM` apart: (z, y, x), contiguous.
 
     What is asked of all slices is asked of this: pixels far from each other cost as much to fetch
     as all that lie between them, each time.

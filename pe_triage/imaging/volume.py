@@ -46,7 +46,7 @@ def load_volume(
     max_threads
         Decoding threads at most (the decoders release the GIL).
     decoded
-        Slices that are not read again; they become views of the volume.
+        Slices that are not read again; where it has all, they become views of the volume.
 
     Raises
     ------
@@ -90,6 +90,10 @@ def _decode(
     hu_zyx = np.empty(shape, dtype=np.int16)
     volume_zyx = hu_zyx.view()
     volume_zyx.setflags(write=False)
+    # A view holds the whole volume: one of few slices would hold far more than it stands for.
+    has_all = decoded is not None and all(
+        decoded.get(image.path) is not None for group in stack.groups for image in group
+    )
     sources = {
         uid: MultiFrame(path, uid)
         for uid, path in sorted(
@@ -107,7 +111,7 @@ def _decode(
                     f"({stack.positions_mm[z]:.1f} mm): several acquisitions in one series"
                 )
         hu_zyx[z] = plane.apply(hu_yx)
-        if decoded is not None:
+        if decoded is not None and has_all:
             for image in group:
                 decoded.moved(image.path, plane.undo(volume_zyx[z]))
 

@@ -3,7 +3,8 @@
 An embedding is kept under the digest of what the encoder saw: the encoder's identity (bundle,
 runtime, processor, this program's version) and the slice's Hounsfield units. So nothing here can
 give a volume the embedding of another slice, whatever came twice, in another order, mirrored,
-rescaled or under another bundle: at worst nothing is found, and the slice is encoded as ever.
+rescaled or under another bundle: at worst nothing is found, and the slice is encoded as ever. Who
+hands over a digest that was computed before answers for its being of these very pixels.
 
 A file is only ever appended to, by the one process that made it, and is not synced: what a crash
 tears fails its checksum and is encoded again. Files of one series lie in one directory, which goes
@@ -260,7 +261,7 @@ def embed_the_rest(
     embed
         Encodes the slices of these indices, in their order.
     known
-        Keys of the slices; None, or nothing at all, where one must be computed.
+        Keys of the slices, None for each that must be computed; empty: of all.
 
     Returns
     -------

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,9 +73,11 @@ INTERVALS = 6
 REST_S, REST_MAX_S = 2.0, 10.0
 """How long nothing is done then; twice as long each time that it is found so again."""
 KEPT_BYTES = 768 << 20
-"""Decoded slices of all studies that arrive: 1,500 of 512 x 512, or what more is is read again."""
+"""Decoded slices of all studies that arrive: 1,500 of 512 x 512; any beyond are read again."""
 PREPARATIONS = 3
 """Of one study at most: a sender that pauses often must not cost a run at each pause."""
+DROP_S = 5.0
+"""How often during jobs it is looked for what may be let go: they need the memory."""
 SWEEP_S = 60.0
 RETRY_MAX_S = 300.0
 JOIN_S = 10.0
@@ -144,7 +146,7 @@ class _Series:
 @dataclass(kw_only=True)
 class _Study:
     read: FilesRead
-    """Of the slices that were encoded: a long study's take seconds, when there are none to lose."""
+    """Of the slices that were encoded: reading a long study's takes seconds at its end."""
     last: int = 0
     images: int = 0
     wanted: tuple[str, ...] = ()
@@ -168,7 +170,8 @@ class _Study:
         if new <= 0:
             return SILENT_S
         paused_s = INTERVALS * (self.grew_s - self.looked_s) / new
-        return min(SILENT_S, max(SILENT_MIN_S, paused_s))
+        # Between two series a scanner may pause for longer: then the next pause must be longer.
+        return min(SILENT_S, max(SILENT_MIN_S, paused_s)) * (1 << self.preparations)
 
 
 class Ahead:
@@ -268,7 +271,7 @@ class Ahead:
     def _loop(self, ended: threading.Event) -> None:
         wait_s: float | None = LOOK_S
         """None: until a study begins to arrive."""
-        failures, rests, swept_s = 0, 0, float("-inf")
+        failures, rests, swept_s, dropped_s = 0, 0, float("-inf"), float("-inf")
         pace = Pace(self._arriving.studies, self._waiting)
         heard = self._bell.heard()
 
@@ -286,12 +289,17 @@ class Ahead:
             heard, wait_s = self._bell.heard(), LOOK_S
             if not self._idle.is_set():
                 self._release()
+                if time.monotonic() - dropped_s >= DROP_S:
+                    dropped_s = time.monotonic()
+                    with suppress(Exception):
+                        self._drop_ended(self._arriving.studies())
                 continue
             try:
                 if time.monotonic() - swept_s >= SWEEP_S:
                     self._recall.sweep()
                     swept_s = time.monotonic()
                 if pace.is_fast():
+                    self._drop_ended(self._arriving.studies())
                     continue
                 self._effort = effort = Effort()
                 ends_s = time.monotonic() + TURN_S
@@ -304,10 +312,11 @@ class Ahead:
                     self._release()
                     continue
                 rests = 0 if encoded else rests
+                if time.monotonic() < ends_s:
+                    self.prepare_one(stopped)
                 if encoded:
                     wait_s = 0.0  # meanwhile more has come, or its time was over
                 elif self._studies or self._preparing.holds:
-                    self.prepare_one(stopped)
                     wait_s = min(LOOK_S, self._ripens_in_s())
                 else:
                     wait_s = None
@@ -330,19 +339,17 @@ class Ahead:
             Asked between batches; true: leave the rest.
         """
         open_studies = self._arriving.studies()
-        for gone in self._studies.keys() - open_studies.keys():
-            study = self._studies.pop(gone)
-            self._release_study(study)
-            self._slices.forget(i.path for s in study.series.values() for i in s.images)
-        self._preparing.drop_unclaimed(open_studies)
+        self._drop_ended(open_studies)
+        for study_uid in open_studies:
+            # All of them, whatever interrupts: only where there is none it waits to be told of one.
+            self._studies.setdefault(study_uid, _Study(read=FilesRead(slices=self._slices)))
         if not open_studies or not self._has_space():
             return 0
         encoded = 0
         for study_uid, images in open_studies.items():
             if interrupted():
                 break
-            study = self._studies.get(study_uid) or _Study(read=FilesRead(slices=self._slices))
-            self._studies[study_uid] = study
+            study = self._studies[study_uid]
             if self._read(study_uid, study, images):
                 by_series = {uid: s.images for uid, s in study.series.items()}
                 study.wanted = worth_reading(by_series, self._rules) if by_series else ()
@@ -355,6 +362,14 @@ class Ahead:
                     )
                 encoded += done
         return encoded
+
+    def _drop_ended(self, open_studies: Collection[str]) -> None:
+        """Let go of what is held of studies that arrive no more."""
+        for gone in self._studies.keys() - set(open_studies):
+            study = self._studies.pop(gone)
+            self._slices.forget(i.path for s in study.series.values() for i in s.images)
+            self._release_study(study)
+        self._preparing.drop_unclaimed(open_studies)
 
     def prepare_one(self, stopped: Callable[[], bool] = lambda: False) -> str | None:
         """Do the steps of an analysis for a study of which nothing new has come; returns its UID.
@@ -385,6 +400,10 @@ class Ahead:
                     "ahead.not_prepared", study_uid=study_uid, error=type(error).__name__
                 )
                 return None
+            if not done and not grown():
+                # A job came in between; after it there may be time again.
+                study.preparations -= 1
+                study.prepared_at = 0
             return study_uid if done else None
         return None
 
@@ -498,8 +517,13 @@ class Ahead:
     ) -> int:
         fresh: dict[Key, NDArray[np.int16]] = {}
         for image in batch:
+            before = read.slices.get(image.path)
             try:
-                hu_yx = decode_hu(image.path, sop_instance_uid=image.sop_instance_uid)
+                hu_yx = (
+                    decode_hu(image.path, sop_instance_uid=image.sop_instance_uid)
+                    if before is None
+                    else before
+                )
             except (ImagingError, OSError):
                 continue  # of no use here, or not on this machine: the run will say what is wrong
             if hu_yx.shape == (image.facts.rows, image.facts.columns):

@@ -6,6 +6,7 @@ A run makes its own. What an idle worker has done before its study was known to 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,13 +43,18 @@ class FilesRead:
     """As of `read_header`; more is added."""
     slices: DecodedSlices = field(default_factory=DecodedSlices)
     keys: dict[Path, tuple[InPlane, Key]] = field(default_factory=dict)
-    """By what the embedding of a slice, turned so, is kept (`Recall.key`); of those in `slices`."""
+    """By what the embedding of a slice, turned so, is kept (`Recall.key`)."""
+
+
+class _UselessError(Exception):
+    """What is being explained was not chosen."""
 
 
 class StudyWork:
     """Steps of one analysis, and what they gave.
 
-    A step that raises leaves nothing behind. For one thread at a time.
+    A step that raises leaves nothing behind. For one thread at a time, but for those that it starts
+    itself.
 
     Parameters
     ----------
@@ -153,20 +159,35 @@ class StudyWork:
                 self.header(image)
 
     def _select_beside(self, key_slices: int, beat: Beat) -> CtVolume | None:
-        """Measure the first volume that is read while it is explained: it is nearly always chosen.
+        """Measure the first volume that is read, mostly the chosen one, while it is explained."""
+        useless = threading.Event()
 
-        What the explaining raises it raises again where it is asked for the chosen volume.
-        """
+        def beat_beside() -> None:
+            if useless.is_set():
+                raise _UselessError
+            beat()
+
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="explain") as beside:
-            begun: list[Future[None]] = []
+            begun: list[tuple[CtVolume, Future[None]]] = []
 
             def load(instances: Sequence[ReceivedInstance]) -> CtVolume:
                 volume = self._load(instances)
-                if not begun:
-                    begun.append(beside.submit(self._explain, volume, key_slices, beat))
+                if begun:
+                    useless.set()
+                else:
+                    explained = beside.submit(self._explain, volume, key_slices, beat_beside)
+                    begun.append((volume, explained))
                 return volume
 
-            return self._select(beat, load).volume
+            chosen = None
+            try:
+                chosen = self._select(beat, load).volume
+            finally:
+                if begun and begun[0][0] is not chosen:
+                    useless.set()
+            if begun and begun[0][0] is chosen:
+                begun[0][1].result()
+            return chosen
 
     def _explain(self, volume: CtVolume, key_slices: int, beat: Beat) -> None:
         inference = self.inference(volume, beat)

@@ -58,7 +58,7 @@ def source_outline(key: KeySlice, volume: CtVolume) -> NDArray[np.float64]:
     reach = np.arange(1, math.ceil(math.hypot(rows, columns) / step) + 1) * step
     angles = np.arange(_DIRECTIONS) * (2 * math.pi / _DIRECTIONS)
     directions = np.array([(math.sin(angle), math.cos(angle)) for angle in angles])
-    # (direction, step, row and column)
+    # For each direction, each step: row and column.
     rays = peak + reach[:, None] * directions[:, None, :]
     out = ((rays < -0.5) | (rays > (rows - 0.5, columns - 0.5))).any(axis=2)
     low = _sample(heat, rays, rows, columns) < level

@@ -28,7 +28,7 @@ class Topic(StrEnum):
 
 
 SELDOM_S = {Topic.ARRIVALS: 1.0}
-"""At most so often is looked for what nobody waits for."""
+"""Shortest time between two looks for what is not urgent."""
 
 
 def notify(connection: Connection, topic: Topic) -> None:

@@ -357,6 +357,11 @@ def test_what_was_prepared_gives_the_same_objects_and_only_for_the_same_images(
         early = analysed(work)
     predictor._recall = None
     plain = analysed(None)
+    facts = received()[0].facts
+    assert ahead._slices._bytes == len(files) * 2 * (facts.rows or 0) * (facts.columns or 0)
+    monkeypatch.setattr(ahead._arriving, "studies", dict)
+    ahead.look()
+    assert ahead._slices._bytes == 0
     assert plain.result.prediction is not None
     assert [o.encoded for o in plain.objects.objects] == [o.encoded for o in early.objects.objects]
     assert [o.encoded for o in plain.objects.objects] == [o.encoded for o in late.objects.objects]

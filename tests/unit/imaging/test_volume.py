@@ -124,30 +124,36 @@ def test_what_was_decoded_before_is_not_read_again_and_is_held_once(
     )
     expected = load_volume(instances)
     one = decode_hu(instances[0].path).nbytes
-    decoded = DecodedSlices(limit_bytes=(N - 1) * one + 1)
+    part, decoded = DecodedSlices((N - 1) * one + 1), DecodedSlices(N * one)
     read = {i.path: decode_hu(i.path) for i in instances}
     for path, hu_yx in read.items():
+        part.keep(path, hu_yx)
         decoded.keep(path, hu_yx)
     *kept, last = instances
-    assert decoded.get(last.path) is None
+    assert part.get(last.path) is None
     for instance in kept:
         instance.path.unlink()
+    volume = load_volume(instances, decoded=part)
+    assert volume.hu_zyx.tobytes() == expected.hu_zyx.tobytes()
+    # A view would hold the whole volume for the part.
+    assert not any(np.shares_memory(part.get(i.path), volume.hu_zyx) for i in kept)
+    last.path.unlink()
     for _ in range(2):
         volume = load_volume(instances, decoded=decoded)
         assert volume.hu_zyx.tobytes() == expected.hu_zyx.tobytes()
         assert volume.affine_lps.tobytes() == expected.affine_lps.tobytes()
-        for instance in kept:
+        for instance in instances:
             found = decoded.get(instance.path)
             assert np.shares_memory(found, volume.hu_zyx)
             assert not found.flags.writeable
             np.testing.assert_array_equal(found, read[instance.path])
-    decoded.keep(last.path, read[last.path])
-    assert decoded.get(last.path) is None
-    decoded.forget([i.path for i in instances])
-    decoded.keep(last.path, read[last.path])
-    np.testing.assert_array_equal(decoded.get(last.path), read[last.path])
+    part.keep(last.path, read[last.path])
+    assert part.get(last.path) is None
+    part.forget([i.path for i in instances])
+    part.keep(last.path, read[last.path])
+    np.testing.assert_array_equal(part.get(last.path), read[last.path])
     with pytest.raises(ImagingError):
-        load_volume(instances, decoded=decoded)
+        load_volume(instances, decoded=part)
 
 
 def test_mirrored_pixels_with_unchanged_headers_are_mirrored(tmp_path, ct_writer, receive_file):
