@@ -70,7 +70,7 @@ SILENT_S, SILENT_MIN_S = 0.6, 0.3
 """Nothing new for so long, and a study is prepared; scanners pause for less between two images."""
 INTERVALS = 6
 """So many times as long as between two of its images on average is silence, within those bounds."""
-REST_S, REST_MAX_S = 2.0, 10.0
+REST_S, REST_MAX_S = 1.0, 10.0
 """How long nothing is done then; twice as long each time that it is found so again."""
 KEPT_BYTES = 768 << 20
 """Decoded slices of all studies that arrive: 1,500 of 512 x 512; any beyond are read again."""
