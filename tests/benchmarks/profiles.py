@@ -101,7 +101,7 @@ def receive(scratch: Path, _size: Size) -> Iterator[Round]:
             env=dcmtk_environment(), check=True,
         )  # fmt: skip
         for path in (spool / "incoming").iterdir():
-            path.unlink()
+            path.unlink(missing_ok=True)  # an event may be getting its name
 
     try:
         yield send, "50 instances of 525 kB"
