@@ -343,7 +343,9 @@ def profile(name: str, py_spy: str, out: Path, size: Size, seconds: int) -> None
     (out / f"{name}.txt").write_text(f"{head} ({said['rounds']} rounds)\n{text}\n")
     graph = out / f"{name}.svg"
     # The title is py-spy's command line, with the places of this machine.
-    graph.write_text(re.sub(r"py-spy record [^<]*|[^<>]*/py-spy [^<]*", name, graph.read_text()))
+    drawn = re.sub(r"py-spy record [^<]*|[^<>]*/py-spy [^<]*", name, graph.read_text())
+    # A sample taken while a name was being written may hold what XML does not allow.
+    graph.write_text(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", drawn))
 
 
 # ------------------------------------------------------------------ stage 1
