@@ -19,6 +19,15 @@ SPACING_YX = (0.7, 0.8)
 STEP = 2.0
 N, ROWS, COLUMNS = 5, 6, 8
 ORIGIN = np.array([-10.0, 20.0, 100.0])
+ORIENTATIONS = pytest.mark.parametrize(
+    "turned",
+    [
+        dict(zip(("transpose", "flip_y", "flip_x"), values, strict=True))
+        for values in itertools.product([False, True], repeat=3)
+    ],
+    ids=lambda turned: "-".join(str(value) for value in turned.values()),
+)
+"""All eight of an axial stack, as `write_series` takes them."""
 
 
 def anatomy() -> np.ndarray:
@@ -82,46 +91,24 @@ HAND_MADE_AFFINE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("transpose", "flip_y", "flip_x"), list(itertools.product([False, True], repeat=3))
-)
-def test_all_eight_axial_orientations_give_one_anatomy(
-    tmp_path, ct_writer, receive_file, transpose, flip_y, flip_x
-):
-    instances = write_series(
-        tmp_path,
-        ct_writer,
-        receive_file,
-        anatomy(),
-        transpose=transpose,
-        flip_y=flip_y,
-        flip_x=flip_x,
-    )
+@ORIENTATIONS
+def test_all_eight_axial_orientations_give_one_anatomy(tmp_path, ct_writer, receive_file, turned):
+    instances = write_series(tmp_path, ct_writer, receive_file, anatomy(), **turned)
     volume = load_volume(instances)
     np.testing.assert_array_equal(volume.hu_zyx, anatomy())
     np.testing.assert_allclose(volume.affine_lps, HAND_MADE_AFFINE, atol=1e-9)
     assert volume.spacing_mm == pytest.approx((2.0, 0.7, 0.8))
-    assert volume.source_flip_yx == (flip_y, flip_x)
-    assert volume.source_transpose is transpose
+    assert volume.source_flip_yx == (turned["flip_y"], turned["flip_x"])
+    assert volume.source_transpose is turned["transpose"]
     assert volume.sop_instance_uids == tuple(f"1.2.3.{1000 - 7 * z}" for z in range(N))
     assert not volume.hu_zyx.flags.writeable
 
 
-@pytest.mark.parametrize(
-    ("transpose", "flip_y", "flip_x"), list(itertools.product([False, True], repeat=3))
-)
+@ORIENTATIONS
 def test_what_was_decoded_before_is_not_read_again_and_is_held_once(
-    tmp_path, ct_writer, receive_file, transpose, flip_y, flip_x
+    tmp_path, ct_writer, receive_file, turned
 ):
-    instances = write_series(
-        tmp_path,
-        ct_writer,
-        receive_file,
-        anatomy(),
-        transpose=transpose,
-        flip_y=flip_y,
-        flip_x=flip_x,
-    )
+    instances = write_series(tmp_path, ct_writer, receive_file, anatomy(), **turned)
     expected = load_volume(instances)
     one = decode_hu(instances[0].path).nbytes
     part, decoded = DecodedSlices((N - 1) * one + 1), DecodedSlices(N * one)
