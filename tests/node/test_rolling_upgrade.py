@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -20,6 +21,7 @@ from pe_triage.store.migrate import migrations_dir
 from tests.node.conftest import QUICK, NewStudy, storescu
 from tests.support.dcmtk import StoreScp
 from tests.support.node import RunningNode, RunningWorker, pe_triage, wait_for
+from tests.support.peers import missing, required
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0
@@ -35,10 +37,16 @@ def git(*arguments: str) -> bytes:
             ["git", "-C", str(ROOT), *arguments], capture_output=True, check=False, timeout=60
         )
     except FileNotFoundError:
-        pytest.skip("git is not installed; the Debian package git brings it")
+        missing("git", "git")
     if done.returncode != 0:
-        pytest.skip(f"no history of this checkout: {done.stderr.decode(errors='replace').strip()}")
+        no_history(done.stderr.decode(errors="replace").strip())
     return done.stdout
+
+
+def no_history(why: str) -> NoReturn:
+    """Skip, or fail where every peer is required."""
+    message = f"no history of this checkout, which a full clone has: {why}"
+    (pytest.fail if required() else pytest.skip)(message)
 
 
 def migrations(paths: Iterable[Path]) -> set[str]:
@@ -65,7 +73,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commits = git("log", "-m", "--first-parent", "--format=%H", "--", folder_name).decode().split()
     before = next((c for c in ("HEAD", *commits) if held(c) == wanted), None)
     if before is None:
-        pytest.skip("no commit of this checkout has all migrations but the newest")
+        no_history("no commit has all migrations but the newest")
     archive = git("archive", before, "pe_triage", "migrations")
     folder = tmp_path_factory.mktemp("older")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
